@@ -1,0 +1,3 @@
+"""Ash: an asynchronous runtime for autonomous agents on local quantised model slices."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Analytic, creative or conversational: observe each text, detect shifts, say what set them off. Pure."""

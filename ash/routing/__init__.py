@@ -1,0 +1,1 @@
+"""Which slice answers a turn: anchors -> calibrated head -> policy. Pure; vectors come in from outside."""

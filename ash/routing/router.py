@@ -1,0 +1,197 @@
+"""The routing decision: head, then policy, then a sentence that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from ash.domain.errors import ConfigError
+from ash.domain.values import Route, Situation, SliceFacts
+from ash.heads.cache import head_key
+from ash.heads.document import nearest
+from ash.heads.head import Head, Training, fit_head
+from ash.routing import policy
+from ash.routing.anchors import INTENT_TIERS, INTENTS, Anchors
+from ash.routing.features import features
+from ash.routing.policy import PolicyValues, Rates
+
+NO_TEXT = "none"
+"""The intent of an input without text."""
+
+TRAINING = Training(inverse_regularisation=10.0)
+
+
+def router_key(anchors: Anchors, encoder: str) -> str:
+    """The cache key of the head that `fit_router` fits on vectors of the encoder with identity `encoder`."""
+    return head_key(purpose="intents", encoder=encoder, content_hash=anchors.content_hash, training=TRAINING)
+
+
+def fit_router(anchors: Anchors, vectors: Sequence[Sequence[float]]) -> Head:
+    """The intent head. `vectors` are those of `anchors.texts()`, in that order.
+
+    Raises:
+        ValueError: not one vector for each text.
+    """
+    texts = anchors.texts()
+    if len(vectors) != len(texts):
+        raise ValueError(f"{len(vectors)} vectors for {len(texts)} anchor sentences; want one for each")
+    rows = [features(vector, text) for vector, text in zip(vectors, texts, strict=True)]
+    return fit_head(rows, anchors.labels(), TRAINING)
+
+
+class Router:
+    """Decides which slice answers. Pure: the same input gives the same route."""
+
+    def __init__(
+        self,
+        head: Head,
+        table: Mapping[str, str] = MappingProxyType({}),
+        values: PolicyValues | None = None,
+        rates: Mapping[str, Rates] = MappingProxyType({}),
+    ) -> None:
+        """Take a fitted head and the policy.
+
+        Args:
+            head: from `fit_router`; its labels must be INTENTS.
+            table: intent -> slice name, where the tier alone shall not decide.
+            values: thresholds.
+            rates: measured speeds by slice name; a slice without is taken to have the default ones.
+
+        Raises:
+            ConfigError: `table` holds an unknown intent.
+            ValueError: `head` was fitted on other labels.
+        """
+        for intent in table:
+            if intent not in INTENT_TIERS:
+                raise ConfigError(
+                    f"the routing table has an unknown intent {intent!r}{nearest(intent, INTENTS)}"
+                )
+        if set(head.labels) != set(INTENTS):
+            raise ValueError(f"the head knows {head.labels}; a router needs one fitted on INTENTS")
+        self._head = head
+        self._table = dict(table)
+        self._values = values or PolicyValues()
+        self._rates = dict(rates)
+
+    def decide(self, vector: Sequence[float], text: str, situation: Situation) -> Route:
+        """The route of one input; `vector` is the encoder's for `text` and is not looked at if that is blank.
+
+        Any text gets a route.
+
+        Raises:
+            SliceUnavailable: no slice can take the input, or not the pinned one.
+        """
+        blank = not text.strip()
+        probabilities = self._probabilities(vector, text, blank=blank)
+        usable = policy.slices_for_input(situation)
+        chosen, reason = self._choose(probabilities, situation, usable, blank=blank)
+        return Route(
+            slice=chosen.name,
+            intent=NO_TEXT if blank else policy.likeliest_intent(probabilities),
+            probabilities=probabilities,
+            alternatives=self._alternatives(probabilities, situation, usable, chosen),
+            switched=situation.current is not None and situation.current != chosen.name,
+            reason=reason,
+        )
+
+    def _probabilities(self, vector: Sequence[float], text: str, *, blank: bool) -> dict[str, float]:
+        """By intent, in the order of INTENTS; all the same for a blank text."""
+        if blank:
+            return dict.fromkeys(INTENTS, 1 / len(INTENTS))
+        found = self._head.probabilities(features(vector, text))
+        return {intent: found[intent] for intent in INTENTS}
+
+    def _choose(
+        self,
+        probabilities: Mapping[str, float],
+        situation: Situation,
+        usable: tuple[SliceFacts, ...],
+        *,
+        blank: bool,
+    ) -> tuple[SliceFacts, str]:
+        """The slice and why."""
+        if pinned := policy.pinned_slice(situation, usable):
+            return pinned, "pinned by the user"
+        if looping := policy.tool_loop_slice(situation, usable):
+            return looping, "no switch inside a tool loop"
+        current = policy.named(situation.current, usable)
+        if blank or policy.abstains(probabilities, self._values.abstain):
+            why = "no text to judge by" if blank else f"unclear, {_tiers(probabilities)}"
+            kept = "keeps the current slice" if current else "a new session starts on turbo"
+            return policy.slice_when_abstaining(situation, usable), f"{why}: {kept}"
+        intent = policy.likeliest_intent(probabilities)
+        opinion = f"{intent} {probabilities[intent]:.2f}, {_tiers(probabilities)}"
+        target = policy.slice_for(intent, self._table, usable, situation.current)
+        if current is None or target is current:
+            return target, opinion
+        needed = policy.needed_confidence(current, target, self._price(target, situation), self._values)
+        confidence = self._confidence(probabilities, current, target, usable)
+        if confidence >= needed:
+            return target, f"{opinion}: switches from {current.name}"
+        return (
+            current,
+            f"{opinion}: {confidence:.2f} is short of the {needed:.2f} that a switch to {target.name} needs",
+        )
+
+    def _confidence(
+        self,
+        probabilities: Mapping[str, float],
+        current: SliceFacts,
+        target: SliceFacts,
+        usable: tuple[SliceFacts, ...],
+    ) -> float:
+        """How sure the head is of `target`: between tiers its tier counts, within one its own intents."""
+        if current.tier != target.tier:
+            return policy.tier_probabilities(probabilities)[target.tier]
+        return self._by_slice(probabilities, usable, current.name)[target.name]
+
+    def _by_slice(
+        self, probabilities: Mapping[str, float], usable: tuple[SliceFacts, ...], current: str | None
+    ) -> dict[str, float]:
+        """For each usable slice the probability that the intent is one it is meant for."""
+        sums = dict.fromkeys((facts.name for facts in usable), 0.0)
+        for intent, probability in probabilities.items():
+            sums[policy.slice_for(intent, self._table, usable, current).name] += probability
+        return sums
+
+    def _price(self, target: SliceFacts, situation: Situation) -> float:
+        rates = self._rates.get(target.name, Rates())
+        return policy.switch_price(target, situation.history_tokens, rates)
+
+    def _alternatives(
+        self,
+        probabilities: Mapping[str, float],
+        situation: Situation,
+        usable: tuple[SliceFacts, ...],
+        chosen: SliceFacts,
+    ) -> tuple[dict[str, str | float], ...]:
+        """The slices not taken: their probability, the seconds a switch there costs, and why not."""
+        by_slice = self._by_slice(probabilities, usable, situation.current)
+        result: list[dict[str, str | float]] = []
+        for facts in situation.slices:
+            if facts is chosen:
+                continue
+            if facts not in usable:
+                reason = "takes no images"
+            elif situation.pinned is not None:
+                reason = f"{chosen.name} is pinned"
+            elif by_slice[facts.name] > by_slice[chosen.name]:
+                reason = "likelier, but not sure enough to switch"
+            else:
+                reason = "less likely"
+            price = 0.0 if facts.name == situation.current else self._price(facts, situation)
+            result.append(
+                {
+                    "slice": facts.name,
+                    "probability": by_slice.get(facts.name, 0.0),
+                    "priceS": round(price, 3),
+                    "reason": reason,
+                }
+            )
+        return tuple(result)
+
+
+def _tiers(probabilities: Mapping[str, float]) -> str:
+    """The likelier tier and its probability, to be read."""
+    tier = policy.likelier_tier(probabilities)
+    return f"{tier} {policy.tier_probabilities(probabilities)[tier]:.2f}"

@@ -1,0 +1,1 @@
+"""Slices: the catalogue of models, the engines that run them, and the worker around llama.cpp."""

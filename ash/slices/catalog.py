@@ -1,0 +1,122 @@
+"""The catalogue of slices: what has to hold of it, and what can be told of each model file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from ash.domain.errors import ConfigError, ModelFileError
+from ash.slices.gguf import read_header
+from ash.slices.models import expected_sha256, locate_model, sha256_of
+from ash.slices.spec import SliceSpec
+from ash.slices.templates import template_source
+
+
+class CheckResult(Struct, frozen=True):
+    """What a look at a slice's model file gave; nothing is loaded.
+
+    Attributes:
+        slice: the slice's name.
+        path: the model file; None if it was not found.
+        bytes: its size.
+        sha256: its digest, hex.
+        digest_ok: whether that is the expected one; None if none is expected.
+        architecture: such as `llama`.
+        tensor_types: number of tensors by quantisation type, most frequent first.
+        context_length: tokens of context the model was trained for.
+        licence: what the file says of its licence.
+        problem: why the slice cannot be used; None if it can.
+    """
+
+    slice: str
+    path: str | None = None
+    bytes: int = 0
+    sha256: str | None = None
+    digest_ok: bool | None = None
+    architecture: str | None = None
+    tensor_types: dict[str, int] = {}
+    context_length: int | None = None
+    licence: str | None = None
+    problem: str | None = None
+
+
+def validate(specs: Sequence[SliceSpec]) -> None:
+    """Check that the slices go together.
+
+    Raises:
+        ConfigError: naming the slice and the key that is wrong.
+    """
+    by_name: dict[str, SliceSpec] = {}
+    for spec in specs:
+        if spec.name in by_name:
+            raise ConfigError(f"slices.{spec.name}: there are two slices of this name; rename one")
+        by_name[spec.name] = spec
+        _validate_sizes(spec)
+        if spec.template is not None:
+            template_source(spec.template)
+    for spec in specs:
+        _validate_fallbacks(spec, by_name)
+
+
+def check(spec: SliceSpec, *, cache_folder: Path) -> CheckResult:
+    """Look at the model file of `spec`. Reads the whole file: call it from a thread."""
+    try:
+        path = locate_model(spec.model, cache_folder=cache_folder)
+    except ModelFileError as error:
+        return CheckResult(spec.name, problem=str(error))
+    try:
+        digest = sha256_of(path)
+        header = read_header(path)
+    except ModelFileError as error:
+        return CheckResult(spec.name, str(path), problem=str(error))
+    expected = expected_sha256(spec)
+    licence = header.metadata.get("general.license")
+    wrong_digest = expected is not None and digest != expected
+    return CheckResult(
+        slice=spec.name,
+        path=str(path),
+        bytes=path.stat().st_size,
+        sha256=digest,
+        digest_ok=None if expected is None else not wrong_digest,
+        architecture=header.architecture,
+        tensor_types=header.tensor_types(),
+        context_length=header.context_length,
+        licence=str(licence) if licence is not None else None,
+        problem=f"sha256 is {digest} instead of {expected}" if wrong_digest else None,
+    )
+
+
+def _validate_sizes(spec: SliceSpec) -> None:
+    least_of = {"context": 64, "slots": 1, "threads": 0, "prefill_chunk": 1, "paged_bytes": 0}
+    for key, least in least_of.items():
+        value = getattr(spec, key)
+        if value < least:
+            raise ConfigError(f"slices.{spec.name}.{key} = {value}: it has to be {least} or more")
+    if spec.batch <= spec.slots:
+        raise ConfigError(
+            f"slices.{spec.name}.batch = {spec.batch}: it has to be larger than slots ({spec.slots}), so "
+            "that every session decodes in each step and a prompt still fits in"
+        )
+    if spec.kv_type != "f16" and spec.flash_attention == "off":
+        raise ConfigError(
+            f'slices.{spec.name}.kv_type = {spec.kv_type!r} needs flash_attention = "on" or "auto"'
+        )
+
+
+def _validate_fallbacks(spec: SliceSpec, by_name: dict[str, SliceSpec]) -> None:
+    """Follow the chain of fallbacks; it has to end."""
+    seen = [spec.name]
+    current = spec
+    while current.fallback is not None:
+        if current.fallback not in by_name:
+            raise ConfigError(
+                f"slices.{current.name}.fallback = {current.fallback!r}: there is no such slice; write one "
+                f"of {', '.join(by_name)}"
+            )
+        if current.fallback in seen:
+            chain = " -> ".join([*seen, current.fallback])
+            raise ConfigError(f"slices.{spec.name}.fallback: the fallbacks go round in a circle: {chain}")
+        current = by_name[current.fallback]
+        seen.append(current.name)

@@ -1,0 +1,346 @@
+"""Continuous batching: the loop of the one thread that owns the llama.cpp context.
+
+Each step takes in what came from the server, gives slots to waiting generations, decodes one batch and sends
+one frame of results. Nothing here blocks on the server; when no generation can go on, the loop sleeps on its
+inbox.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from ash.slices.worker.generation import Generation
+from ash.slices.worker.inference import BatchEntry, Inference, Vocabulary
+from ash.slices.worker.messages import (
+    Begun,
+    Ended,
+    EndReason,
+    Progress,
+    Refused,
+    Step,
+    Update,
+    WorkerStatistics,
+)
+from ash.slices.worker.schedule import Decoding, Prefill, plan_step
+from ash.slices.worker.sequence import TokenisedText
+from ash.slices.worker.slots import SlotTable
+
+_NO_KV_ROOM = 1  # llama_decode: could not find a KV slot for the batch
+
+Command = Callable[[], None]
+
+
+def tokenised(vocabulary: Vocabulary, text: bytes) -> TokenisedText:
+    """`text` as tokens with the bytes that each stands for."""
+    tokens = vocabulary.tokenise(text)
+    return TokenisedText.of(text, tokens, [vocabulary.piece(token) for token in tokens])
+
+
+class Decoder:
+    """Runs generations side by side on one model.
+
+    `submit`, `cancel`, `acknowledge`, `stop` and `statistics` may be called from any thread; `run` is the
+    loop of the thread that owns `inference`.
+
+    Args:
+        inference: the model and its KV cache.
+        vocabulary: its tokens.
+        slots: the sequences of the KV cache.
+        context: the most tokens of a sequence.
+        batch: the most tokens of a step.
+        prefill_chunk: the most prompt tokens of a step while something decodes.
+        send: takes the results of each step.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        vocabulary: Vocabulary,
+        slots: SlotTable,
+        *,
+        context: int,
+        batch: int,
+        prefill_chunk: int,
+        send: Callable[[Step], None],
+    ) -> None:
+        self._inference = inference
+        self._vocabulary = vocabulary
+        self._slots = slots
+        self._context = context
+        self._batch = batch
+        self._prefill_chunk = prefill_chunk
+        self._send = send
+        self._inbox: SimpleQueue[Command] = SimpleQueue()
+        self._running = True
+        self._waiting: deque[Generation] = deque()
+        self._active: dict[int, Generation] = {}
+        self._updates: list[Update] = []
+        # After a preemption nobody is admitted until somebody leaves, or the same would happen again.
+        self._cache_is_full = False
+        self._arrivals = 0
+        self._steps = 0
+        self._step_began: float | None = None
+        self._busy_s = 0.0
+        self._prefilled_tokens = 0
+        self._decoded_tokens = 0
+        self._preempted = 0
+
+    def submit(self, generation: Generation) -> None:
+        """Take a new generation."""
+        self._inbox.put(lambda: self._enqueue(generation))
+
+    def cancel(self, id: int) -> None:  # noqa: A002 - the protocol's word for it
+        """End a generation within one step; unknown ids have ended already."""
+        self._inbox.put(lambda: self._cancel(id))
+
+    def acknowledge(self, id: int, tokens: int) -> None:  # noqa: A002 - the protocol's word for it
+        """The consumer has taken `tokens` tokens."""
+        self._inbox.put(lambda: self._acknowledge(id, tokens))
+
+    def stop(self) -> None:
+        """Leave `run` after the current step."""
+        self._inbox.put(self._stop)
+
+    def statistics(self) -> WorkerStatistics:
+        """Counters at this moment."""
+        began = self._step_began
+        return WorkerStatistics(
+            steps=self._steps,
+            step_age_s=0.0 if began is None else time.monotonic() - began,
+            busy_s=self._busy_s,
+            prefilled_tokens=self._prefilled_tokens,
+            decoded_tokens=self._decoded_tokens,
+            active=len(self._active),
+            waiting=len(self._waiting),
+            resident_sessions=self._slots.resident_sessions,
+            paged_sessions=self._slots.paged_sessions,
+            paged_bytes=self._slots.paged_bytes,
+            preempted=self._preempted,
+        )
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        idle = False
+        while self._running:
+            self._take_commands(wait=idle)
+            self._admit()
+            served = self._plan()
+            if served:
+                self._step(served)
+            idle = not served
+            if self._updates:
+                updates, self._updates = self._updates, []
+                self._send(Step(updates))
+
+    def _take_commands(self, *, wait: bool) -> None:
+        if wait:
+            self._inbox.get()()
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except Empty:
+                return
+            command()
+
+    def _enqueue(self, generation: Generation) -> None:
+        generation.arrival = self._arrivals
+        self._arrivals += 1
+        self._waiting.append(generation)
+
+    def _cancel(self, id: int) -> None:  # noqa: A002 - the protocol's word for it
+        generation = self._active.get(id)
+        if generation is not None:
+            self._end(generation, "cancelled")
+            return
+        for waiting in self._waiting:
+            if waiting.id == id:
+                self._waiting.remove(waiting)
+                self._end(waiting, "cancelled")
+                return
+
+    def _acknowledge(self, id: int, tokens: int) -> None:  # noqa: A002 - the protocol's word for it
+        generation = self._active.get(id)
+        if generation is not None:
+            generation.unacknowledged_tokens -= tokens
+
+    def _stop(self) -> None:
+        self._running = False
+
+    def _admit(self) -> None:
+        """Give slots in the order of arrival; a session that is busy lets others pass."""
+        if not self._active:
+            self._cache_is_full = False
+        if self._cache_is_full:
+            return
+        for generation in list(self._waiting):
+            if self._slots.is_busy(generation.session):
+                continue
+            resident = self._slots.claim(generation.session, generation.sequence)
+            if resident is None:
+                return
+            self._waiting.remove(generation)
+            generation.resident = resident
+            self._active[generation.id] = generation
+            generation.served_step = self._steps
+            if generation.sampler is None:
+                self._begin(generation)
+
+    def _begin(self, generation: Generation) -> None:
+        reused = self._slots.load(
+            generation.held, generation.prompt.text, lambda text: tokenised(self._vocabulary, text)
+        )
+        sampling = generation.sampling
+        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        generation.sampler = self._inference.new_sampler(sampling, seed=seed)
+        for token in generation.prompt.continuation_tokens:
+            generation.sampler.accept(token)
+        generation.admitted_at = time.monotonic()
+        generation.arrived_step = self._steps
+        self._updates.append(
+            Begun(
+                generation.id,
+                prompt_tokens=len(generation.held.sequence),
+                reused_tokens=reused,
+                dropped_messages=generation.prompt.dropped_messages,
+            )
+        )
+
+    def _plan(self) -> list[tuple[Generation, BatchEntry]]:
+        """The generations of the next step and their tokens, by slot so that neighbours lie together."""
+        decoding: list[Decoding] = []
+        prefills: list[Prefill] = []
+        for generation in self._active.values():
+            if generation.is_paused:
+                continue
+            if generation.is_decoding:
+                decoding.append(Decoding(generation.id, self._steps - generation.served_step))
+            else:
+                prefills.append(
+                    Prefill(
+                        generation.id,
+                        remaining=generation.held.sequence.pending,
+                        arrival=generation.arrival,
+                        waited=self._steps - generation.arrived_step,
+                    )
+                )
+        plan = plan_step(decoding, prefills, batch=self._batch, prefill_chunk=self._prefill_chunk)
+        served = [(self._active[key], 1) for key in plan.decode]
+        served += [(self._active[key], tokens) for key, tokens in plan.prefill]
+        served.sort(key=lambda entry: entry[0].held.slot)
+        return [(generation, _entry(generation, tokens)) for generation, tokens in served]
+
+    def _step(self, served: list[tuple[Generation, BatchEntry]]) -> None:
+        self._step_began = time.monotonic()
+        code = self._inference.decode([entry for _, entry in served])
+        if code == 0:
+            index = -1
+            for generation, entry in served:
+                index += len(entry.tokens)
+                self._advance(generation, entry, index)
+        else:
+            for generation, _ in served:
+                self._slots.cut(generation.held)
+            if code == _NO_KV_ROOM:
+                self._make_room()
+            else:
+                for generation, _ in served:
+                    self._refuse(generation, f"llama_decode failed with code {code} on this batch")
+        self._busy_s += time.monotonic() - self._step_began
+        self._step_began = None
+        self._steps += 1
+
+    def _advance(self, generation: Generation, entry: BatchEntry, index: int) -> None:
+        """Count what was computed, and draw the next token where the step gave logits."""
+        generation.held.sequence.cached += len(entry.tokens)
+        generation.served_step = self._steps
+        if generation.first_token_at is None:
+            self._prefilled_tokens += len(entry.tokens)
+        if not entry.wants_logits:
+            return
+        assert generation.sampler is not None
+        if generation.first_token_at is None:
+            generation.first_token_at = time.monotonic()
+        self._take_token(generation, self._inference.sample(generation.sampler, index))
+
+    def _take_token(self, generation: Generation, token: int) -> None:
+        sequence = generation.held.sequence
+        sequence.append(token, self._vocabulary.piece(token))
+        self._decoded_tokens += 1
+        if self._vocabulary.is_end(token):
+            self._end(generation, "stop")
+            return
+        generation.output_tokens += 1
+        generation.unsent_tokens += 1
+        shown = generation.output.feed(self._vocabulary.shown_piece(token))
+        self._show(generation, shown.text)
+        if shown.stopped:
+            self._end(generation, "stop", flush=False)
+        elif generation.output_tokens >= generation.prompt.max_output or len(sequence) >= self._context:
+            self._end(generation, "length")
+
+    def _show(self, generation: Generation, text: str) -> None:
+        if text:
+            self._updates.append(Progress(generation.id, text, generation.unsent_tokens))
+            generation.unacknowledged_tokens += generation.unsent_tokens
+            generation.unsent_tokens = 0
+
+    def _end(self, generation: Generation, reason: EndReason, *, flush: bool = True) -> None:
+        if flush and reason != "cancelled":
+            self._show(generation, generation.output.finish())
+        now = time.monotonic()
+        first = generation.first_token_at
+        began = generation.admitted_at or now
+        self._updates.append(
+            Ended(
+                generation.id,
+                reason=reason,
+                output_tokens=generation.output_tokens,
+                prefill_s=(first or now) - began,
+                decode_s=0.0 if first is None else now - first,
+            )
+        )
+        self._leave(generation)
+
+    def _refuse(self, generation: Generation, message: str) -> None:
+        self._updates.append(Refused(generation.id, "failed", message))
+        self._leave(generation)
+
+    def _leave(self, generation: Generation) -> None:
+        if generation.sampler is not None:
+            generation.sampler.close()
+        if generation.resident is not None:
+            self._slots.release(generation.resident)
+            generation.resident = None
+        self._active.pop(generation.id, None)
+        self._cache_is_full = False
+
+    def _make_room(self) -> None:
+        """The KV cache is full: page out an idle session, or else the generation that came last."""
+        if self._slots.page_out_idle():
+            return
+        newest = max(self._active.values(), key=lambda generation: generation.arrival)
+        if len(self._active) == 1:
+            self._refuse(newest, "the KV cache has no room for this generation although it is alone")
+            return
+        resident = newest.held
+        newest.sequence, newest.resident = resident.sequence, None
+        self._slots.page_out(resident)
+        del self._active[newest.id]
+        self._waiting.appendleft(newest)
+        self._cache_is_full = True
+        self._preempted += 1
+
+
+def _entry(generation: Generation, tokens: int) -> BatchEntry:
+    sequence = generation.held.sequence
+    start = sequence.cached
+    return BatchEntry(
+        slot=generation.held.slot,
+        position=start,
+        tokens=tuple(sequence.tokens[start : start + tokens]),
+        wants_logits=tokens == sequence.pending,
+    )

@@ -1,0 +1,77 @@
+"""What the decoder needs from a model: implemented over llama.cpp (llama.py) and by a fake in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ash.domain.values import Sampling
+
+
+class BatchEntry(Struct, frozen=True):
+    """Tokens of one sequence, for its positions `position` and up; logits are of the last token."""
+
+    slot: int
+    position: int
+    tokens: tuple[int, ...]
+    wants_logits: bool
+
+
+class Vocabulary(Protocol):
+    """Tokens and the bytes they stand for. Its methods may be called from any thread."""
+
+    def tokenise(self, text: bytes) -> list[int]:
+        """Token ids of `text`; special tokens in it are recognised, none is added."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for in a prompt, special tokens spelt out."""
+
+    def shown_piece(self, token: int) -> bytes:
+        """The bytes of `token` in an answer: nothing for special tokens."""
+
+    def is_end(self, token: int) -> bool:
+        """True for tokens that end a generation."""
+
+
+class Sampler(Protocol):
+    """Draws the tokens of one generation."""
+
+    def accept(self, token: int) -> None:
+        """Count a token that was not sampled here, for the repetition penalty."""
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+
+
+class KvMemory(Protocol):
+    """The KV cache: `slot` is the number of a sequence."""
+
+    def first_position(self, slot: int) -> int:
+        """The first position that all layers still hold; -1 for an empty sequence."""
+
+    def remove(self, slot: int, start: int) -> bool:
+        """Remove positions from `start` on; False if that is impossible. From 0 on it never fails."""
+
+    def state_bytes(self, slot: int) -> int:
+        """Size of what `save` would return."""
+
+    def save(self, slot: int) -> bytearray:
+        """The state of a sequence."""
+
+    def restore(self, slot: int, state: bytearray) -> bool:
+        """Put a saved state into an empty sequence; False if it does not fit."""
+
+
+class Inference(KvMemory, Protocol):
+    """A model with its KV cache; belongs to one thread."""
+
+    def decode(self, entries: Sequence[BatchEntry]) -> int:
+        """Compute a batch. 0 done, 1 no room in the KV cache, anything else failed half-way."""
+
+    def new_sampler(self, sampling: Sampling, *, seed: int) -> Sampler:
+        """A sampler for one generation."""
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """Draw a token from the logits at position `index` of the last batch."""
