@@ -28,7 +28,7 @@ class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel", omit_def
 
 
 class RunStarted(AgentEvent, frozen=True, tag="RUN_STARTED"):
-    """`metadata["messageId"]` names the input that the run answers; a resume run names its `parent_run_id`."""
+    """`metadata["messageId"]` names the input that is answered; a resume run names its `parent_run_id`."""
 
     thread_id: str
     run_id: str

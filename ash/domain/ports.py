@@ -211,3 +211,6 @@ class Observer(Protocol):
     """Judges the mode of one text. Pure."""
 
     def observe(self, vector: Sequence[float], text: str) -> ModeEstimate: ...
+
+    def pull(self, vector: Sequence[float], text: str) -> dict[str, float]:
+        """By mode, how likely the input `text` asks for it or resembles it."""

@@ -54,7 +54,8 @@ class GenerateRequest(Struct, frozen=True):
     """What a run asks of an engine.
 
     `messages` is the whole prompt in order, the persona first as `system`; it must end with a user
-    message. `sampling` None takes the slice's own defaults. `session_id` lets the engine reuse the KV cache of the session's earlier turns.
+    message. `sampling` None takes the slice's own defaults. `session_id` lets the engine reuse the KV
+    cache of the session's earlier turns.
     `continuation` is assistant text that was already streamed (a run retried after a crash): the engine
     goes on behind it and does not yield it again.
     """

@@ -12,6 +12,10 @@ from ash.heads.optimise import minimise
 
 Matrix = NDArray[np.float64]
 
+# On entries of the gradient of the mean loss. One number is read off the folds, which needs less precision.
+_TOLERANCE = 1e-5
+_FOLD_TOLERANCE = 1e-4
+
 # Inverse temperatures between which calibration searches.
 _SHARPEST, _FLATTEST = 100.0, 0.01
 
@@ -121,7 +125,9 @@ def _fit_weights(
     targets: NDArray[np.intp],
     sample_weights: Matrix,
     inverse_regularisation: float,
+    *,
     start: tuple[Matrix, Matrix] | None = None,
+    tolerance: float = _TOLERANCE,
 ) -> tuple[Matrix, Matrix]:
     """Minimise C * sum of weighted losses + 1/2 |W|^2 over W and an unpenalised bias.
 
@@ -148,7 +154,7 @@ def _fit_weights(
         return loss, gradient
 
     first = np.zeros((width + 1) * classes) if start is None else np.concatenate([start[0].ravel(), start[1]])
-    best = minimise(objective, first).x
+    best = minimise(objective, first, tolerance=tolerance).x
     return best[: width * classes].reshape(width, classes), best[width * classes :]
 
 
@@ -165,7 +171,12 @@ def _held_out_temperature(
     for number in range(training.folds):
         held = fold == number
         weights, bias = _fit_weights(
-            rows[~held], targets[~held], sample_weights[~held], training.inverse_regularisation, start
+            rows[~held],
+            targets[~held],
+            sample_weights[~held],
+            training.inverse_regularisation,
+            start=start,
+            tolerance=_FOLD_TOLERANCE,
         )
         logits[held] = rows[held] @ weights + bias
     return fit_temperature(logits, targets, sample_weights)

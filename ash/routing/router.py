@@ -18,7 +18,7 @@ from ash.routing.policy import PolicyValues, Rates
 NO_TEXT = "none"
 """The intent of an input without text."""
 
-TRAINING = Training(inverse_regularisation=10.0)
+TRAINING = Training(inverse_regularisation=3.0)
 
 
 def router_key(anchors: Anchors, encoder: str) -> str:
@@ -73,16 +73,18 @@ class Router:
         self._values = values or PolicyValues()
         self._rates = dict(rates)
 
-    def decide(self, vector: Sequence[float], text: str, situation: Situation) -> Route:
+    def decide(self, vector: Sequence[float] | None, text: str, situation: Situation) -> Route:
         """The route of one input; `vector` is the encoder's for `text` and is not looked at if that is blank.
+
+        Without a vector (the encoder is down) it abstains, as for a blank text.
 
         Any text gets a route.
 
         Raises:
             SliceUnavailable: no slice can take the input, or not the pinned one.
         """
-        blank = not text.strip()
-        probabilities = self._probabilities(vector, text, blank=blank)
+        blank = vector is None or not text.strip()
+        probabilities = self._probabilities(vector, text)
         usable = policy.slices_for_input(situation)
         chosen, reason = self._choose(probabilities, situation, usable, blank=blank)
         return Route(
@@ -94,9 +96,9 @@ class Router:
             reason=reason,
         )
 
-    def _probabilities(self, vector: Sequence[float], text: str, *, blank: bool) -> dict[str, float]:
-        """By intent, in the order of INTENTS; all the same for a blank text."""
-        if blank:
+    def _probabilities(self, vector: Sequence[float] | None, text: str) -> dict[str, float]:
+        """By intent, in the order of INTENTS; all the same where there is nothing to judge by."""
+        if vector is None or not text.strip():
             return dict.fromkeys(INTENTS, 1 / len(INTENTS))
         found = self._head.probabilities(features(vector, text))
         return {intent: found[intent] for intent in INTENTS}

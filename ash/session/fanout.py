@@ -70,20 +70,24 @@ class Subscription:
         self._max_buffered = max_buffered
         self._live: deque[Published] | None = None
         self._buffered = 0
-        self._overflowed = False
+        self._overflow = asyncio.Event()
         self._closed = asyncio.Event()
         self._wake = asyncio.Event()
 
     def offer(self, published: Published) -> None:
         """Hand over a live record; a subscriber that still catches up will find it in the store."""
-        if self._live is not None and not self._overflowed and published.record.seq > self._cursor:
+        if self._live is not None and not self._overflow.is_set() and published.record.seq > self._cursor:
             self._buffered += len(published.params_json)
             if self._buffered > self._max_buffered and self._live:
-                self._overflowed = True
+                self._overflow.set()
                 self._live.clear()
             else:
                 self._live.append(published)
         self._wake.set()
+
+    async def overflowed(self) -> None:
+        """Return once too much waits: a consumer that is stuck in a send does not iterate."""
+        await self._overflow.wait()
 
     def close(self) -> None:
         """End the iteration; idempotent."""
@@ -119,7 +123,7 @@ class Subscription:
     async def _drain(self) -> AsyncIterator[Published]:
         assert self._live is not None
         while not self._closed.is_set():
-            if self._overflowed:
+            if self._overflow.is_set():
                 raise SlowConsumer(
                     f"more than {self._max_buffered} bytes wait for this consumer of session "
                     f"{self._hub.session_id}; attach again with afterSeq={self._cursor}"

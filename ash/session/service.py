@@ -193,7 +193,8 @@ class Sessions:
         size = len(text.encode())
         if size > self._limits.prompt_bytes:
             raise TooLarge(
-                f"the prompt has {size} bytes; at most {self._limits.prompt_bytes} are taken (session.prompt_bytes)",
+                f"the prompt has {size} bytes; at most {self._limits.prompt_bytes} are taken "
+                "(session.prompt_bytes)",
                 limit=self._limits.prompt_bytes,
             )
         agent = await self._writable(principal, session_id)

@@ -90,6 +90,7 @@ async def observe_input(run: Run, ports: TurnPorts, vector: list[float] | None) 
         mode=estimate.mode,
         genre=estimate.genre,
         role="user",
+        raw=ports.observer.pull(vector, run.text),
     )
     await run.append(StepStarted("observe"), value.event(), StepFinished("observe"))
 

@@ -106,17 +106,13 @@ def _validate_sizes(spec: SliceSpec) -> None:
 
 
 def _validate_fallbacks(spec: SliceSpec, by_name: dict[str, SliceSpec]) -> None:
-    """Follow the chain of fallbacks; it has to end."""
-    seen = [spec.name]
-    current = spec
-    while current.fallback is not None:
-        if current.fallback not in by_name:
-            raise ConfigError(
-                f"slices.{current.name}.fallback = {current.fallback!r}: there is no such slice; write one "
-                f"of {', '.join(by_name)}"
-            )
-        if current.fallback in seen:
-            chain = " -> ".join([*seen, current.fallback])
-            raise ConfigError(f"slices.{spec.name}.fallback: the fallbacks go round in a circle: {chain}")
-        current = by_name[current.fallback]
-        seen.append(current.name)
+    """A fallback is another slice of the catalogue. Two may name each other: a run falls back once only."""
+    if spec.fallback is None:
+        return
+    if spec.fallback not in by_name:
+        raise ConfigError(
+            f"slices.{spec.name}.fallback = {spec.fallback!r}: there is no such slice; write one "
+            f"of {', '.join(by_name)}"
+        )
+    if spec.fallback == spec.name:
+        raise ConfigError(f"slices.{spec.name}.fallback: a slice cannot be its own fallback; name another")

@@ -172,7 +172,7 @@ class Writer:
         if not group:
             return
         try:
-            await self._commit(group)
+            outcomes = await self._commit(group)
         except StoreFull as error:
             log.error("disk_full", error=str(error), refused=len(group))
             for request in group:
@@ -184,8 +184,15 @@ class Writer:
                     await self._commit_group([request])
             else:
                 self._report(group[0], "appending", error)
+        else:
+            # Outside the try: what is committed must not be tried again.
+            for request, outcome in outcomes:
+                if isinstance(outcome, StoreError):
+                    _fail(request.future, outcome)
+                elif not request.future.done():
+                    request.future.set_result(outcome)
 
-    async def _commit(self, group: list[_Append]) -> None:
+    async def _commit(self, group: list[_Append]) -> list[tuple[_Append, list[Record] | StoreError]]:
         states: dict[str, SessionState] = {}
         log_changes, row_changes = _LogChanges(), LatestChanges()
         outcomes: list[tuple[_Append, list[Record] | StoreError]] = []
@@ -204,11 +211,7 @@ class Writer:
             await log_changes.write(self._connection)
             await row_changes.write(self._connection)
         self._remember(states)
-        for request, outcome in outcomes:
-            if isinstance(outcome, StoreError):
-                _fail(request.future, outcome)
-            elif not request.future.done():
-                request.future.set_result(outcome)
+        return outcomes
 
     async def _state(self, session_id: str) -> SessionState:
         cached = self._states.get(session_id)

