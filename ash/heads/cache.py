@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,13 @@ import numpy as np
 
 from ash.heads.head import Head, Training
 
-# Goes up when fitting or a feature changes, so that older files are no longer found.
+# Goes up when fitting or the file's format changes, so that older files are no longer found.
 HEAD_VERSION = 1
 
 
-def head_key(*, purpose: str, encoder: str, content_hash: str, training: Training) -> str:
+def head_key(
+    *, purpose: str, encoder: str, content_hash: str, training: Training, features: Sequence[object] = ()
+) -> str:
     """The name of a fitted head: anything that changes its weights changes the key.
 
     Args:
@@ -25,8 +28,9 @@ def head_key(*, purpose: str, encoder: str, content_hash: str, training: Trainin
         encoder: the encoder's identity.
         content_hash: of the anchors.
         training: hyperparameters.
+        features: whatever defines the features beside the encoder's: their names, sizes and scales.
     """
-    facts = msgspec.json.encode([HEAD_VERSION, purpose, encoder, content_hash, training])
+    facts = msgspec.json.encode([HEAD_VERSION, purpose, encoder, content_hash, training, features])
     return f"{purpose}-{hashlib.sha256(facts).hexdigest()[:32]}"
 
 

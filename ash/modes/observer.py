@@ -10,7 +10,7 @@ from ash.domain.values import MODES, ModeEstimate
 from ash.heads.cache import head_key
 from ash.heads.head import Head, Training, fit_head
 from ash.modes.anchors import NOTHING, Anchors, RequestAnchors
-from ash.modes.features import features
+from ash.modes.features import FORM_FEATURES, SCALE, features
 
 MODE_TRAINING = Training(inverse_regularisation=10.0)
 GENRE_TRAINING = Training(inverse_regularisation=10.0)
@@ -67,15 +67,21 @@ class RequestObserver:
 
 def mode_key(anchors: Anchors, encoder: str) -> str:
     """The cache key of `fit_modes`, for the encoder with that identity."""
-    return head_key(
-        purpose="modes", encoder=encoder, content_hash=anchors.content_hash, training=MODE_TRAINING
-    )
+    return _text_head_key("modes", anchors, encoder, MODE_TRAINING)
 
 
 def genre_key(anchors: Anchors, encoder: str) -> str:
     """The cache key of `fit_genres`."""
+    return _text_head_key("genres", anchors, encoder, GENRE_TRAINING)
+
+
+def _text_head_key(purpose: str, anchors: Anchors, encoder: str, training: Training) -> str:
     return head_key(
-        purpose="genres", encoder=encoder, content_hash=anchors.content_hash, training=GENRE_TRAINING
+        purpose=purpose,
+        encoder=encoder,
+        content_hash=anchors.content_hash,
+        training=training,
+        features=(FORM_FEATURES, SCALE),
     )
 
 

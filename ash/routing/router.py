@@ -12,18 +12,24 @@ from ash.heads.document import nearest
 from ash.heads.head import Head, Training, fit_head
 from ash.routing import policy
 from ash.routing.anchors import INTENT_TIERS, INTENTS, Anchors
-from ash.routing.features import features
+from ash.routing.features import WORD_DIMENSIONS, WORD_SCALE, features
 from ash.routing.policy import PolicyValues, Rates
 
-NO_TEXT = "none"
-"""The intent of an input without text."""
+UNKNOWN_INTENT = "unknown"
+"""The intent of an input that could not be judged: it has no text, or the encoder is down."""
 
 TRAINING = Training(inverse_regularisation=3.0)
 
 
 def router_key(anchors: Anchors, encoder: str) -> str:
     """The cache key of the head that `fit_router` fits on vectors of the encoder with identity `encoder`."""
-    return head_key(purpose="intents", encoder=encoder, content_hash=anchors.content_hash, training=TRAINING)
+    return head_key(
+        purpose="intents",
+        encoder=encoder,
+        content_hash=anchors.content_hash,
+        training=TRAINING,
+        features=(WORD_DIMENSIONS, WORD_SCALE),
+    )
 
 
 def fit_router(anchors: Anchors, vectors: Sequence[Sequence[float]]) -> Head:
@@ -74,51 +80,50 @@ class Router:
         self._rates = dict(rates)
 
     def decide(self, vector: Sequence[float] | None, text: str, situation: Situation) -> Route:
-        """The route of one input; `vector` is the encoder's for `text` and is not looked at if that is blank.
+        """The route of one input. Any text gets one; a blank text abstains, and so does one without a vector.
 
-        Without a vector (the encoder is down) it abstains, as for a blank text.
-
-        Any text gets a route.
+        Args:
+            vector: the encoder's for `text`; None while the encoder is down.
+            text: of the input.
+            situation: what the policy may know of the session.
 
         Raises:
             SliceUnavailable: no slice can take the input, or not the pinned one.
         """
-        blank = vector is None or not text.strip()
-        probabilities = self._probabilities(vector, text)
+        obstacle = (
+            "no text to judge by" if not text.strip() else "the encoder is down" if vector is None else ""
+        )
+        if vector is None or obstacle:
+            probabilities = dict.fromkeys(INTENTS, 1 / len(INTENTS))
+        else:
+            found = self._head.probabilities(features(vector, text))
+            probabilities = {intent: found[intent] for intent in INTENTS}
         usable = policy.slices_for_input(situation)
-        chosen, reason = self._choose(probabilities, situation, usable, blank=blank)
+        chosen, reason = self._choose(probabilities, situation, usable, obstacle)
         return Route(
             slice=chosen.name,
-            intent=NO_TEXT if blank else policy.likeliest_intent(probabilities),
+            intent=UNKNOWN_INTENT if obstacle else policy.likeliest_intent(probabilities),
             probabilities=probabilities,
             alternatives=self._alternatives(probabilities, situation, usable, chosen),
             switched=situation.current is not None and situation.current != chosen.name,
             reason=reason,
         )
 
-    def _probabilities(self, vector: Sequence[float] | None, text: str) -> dict[str, float]:
-        """By intent, in the order of INTENTS; all the same where there is nothing to judge by."""
-        if vector is None or not text.strip():
-            return dict.fromkeys(INTENTS, 1 / len(INTENTS))
-        found = self._head.probabilities(features(vector, text))
-        return {intent: found[intent] for intent in INTENTS}
-
     def _choose(
         self,
         probabilities: Mapping[str, float],
         situation: Situation,
         usable: tuple[SliceFacts, ...],
-        *,
-        blank: bool,
+        obstacle: str,
     ) -> tuple[SliceFacts, str]:
-        """The slice and why."""
+        """The slice and why. `obstacle` says why nothing could be judged, empty if it could."""
         if pinned := policy.pinned_slice(situation, usable):
             return pinned, "pinned by the user"
         if looping := policy.tool_loop_slice(situation, usable):
             return looping, "no switch inside a tool loop"
         current = policy.named(situation.current, usable)
-        if blank or policy.abstains(probabilities, self._values.abstain):
-            why = "no text to judge by" if blank else f"unclear, {_tiers(probabilities)}"
+        if obstacle or policy.abstains(probabilities, self._values.abstain):
+            why = obstacle or f"unclear, {_tiers(probabilities)}"
             kept = "keeps the current slice" if current else "a new session starts on turbo"
             return policy.slice_when_abstaining(situation, usable), f"{why}: {kept}"
         intent = policy.likeliest_intent(probabilities)
@@ -130,10 +135,8 @@ class Router:
         confidence = self._confidence(probabilities, current, target, usable)
         if confidence >= needed:
             return target, f"{opinion}: switches from {current.name}"
-        return (
-            current,
-            f"{opinion}: {confidence:.2f} is short of the {needed:.2f} that a switch to {target.name} needs",
-        )
+        short = f"{confidence:.2f} is short of the {needed:.2f} that a switch to {target.name} needs"
+        return current, f"{opinion}: {short}"
 
     def _confidence(
         self,

@@ -103,7 +103,7 @@ def expand(session_id: str, rows: Iterable[LogRow], after_seq: int, limit: int |
     last_seq = after_seq
     for seq, ts, run_id, origin, kind, first_seq, body in sorted(rows, key=_first_seq):
         begins = seq if first_seq is None else first_seq
-        if limit is not None and len(records) >= limit:
+        if limit is not None and len(records) >= limit and begins > last_seq:
             # All that is left lies behind the page. Without this a page would decode every message after it.
             break
         last_seq = max(last_seq, seq)

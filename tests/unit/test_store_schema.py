@@ -82,7 +82,7 @@ async def test_migrating_from_nothing_gives_the_tables_of_the_program(path: Path
         details = (
             "SELECT name, sql LIKE '%WITHOUT ROWID%' FROM sqlite_master WHERE type = 'table' AND name != ?"
         )
-        partial = "SELECT name, sql LIKE '%WHERE%' FROM sqlite_master WHERE type = 'index' AND name != ?"
+        partial = "SELECT name, sql LIKE '%WHERE%' FROM sqlite_master WHERE type = 'index' AND tbl_name != ?"
         for query in (details, partial):
             found = [set(side.exec_driver_sql(query, ("alembic_version",)).all()) for side in (left, right)]
             assert found[0] == found[1]
