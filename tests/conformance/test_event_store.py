@@ -71,7 +71,7 @@ async def store(make: Callable[[], EventStore]) -> AsyncIterator[EventStore]:
 
 
 def snapshot(**fields: Any) -> Draft:
-    state = {
+    state: dict[str, Any] = {
         "title": "Talk",
         "owner": "ada",
         "persona": None,
@@ -391,7 +391,7 @@ async def test_queued_input_waits_until_it_is_started_or_removed(store: EventSto
 
 async def test_state_deltas_change_the_session(store: EventStore) -> None:
     await store.append("s", [snapshot(persona="old", pinnedSlice="nano")])
-    delta = [
+    delta: list[dict[str, Any]] = [
         {"op": "replace", "path": "/title", "value": "New"},
         {"op": "add", "path": "/owner", "value": "grace"},
         {"op": "replace", "path": "/persona", "value": None},
