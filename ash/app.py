@@ -99,6 +99,7 @@ async def fitted_router(settings: Settings, encoder: Encoder, cache: HeadCache) 
     key = router_key(anchors, encoder.identity)
     head = cache.load(key)
     if head is None:
+        log.info("fitting the router on its anchors; once, a minute at most", sentences=len(anchors.texts()))
         vectors = await encoder.encode(anchors.texts())
         head = await asyncio.to_thread(fit_router, anchors, vectors)
         cache.store(key, head)
@@ -116,6 +117,7 @@ async def fitted_instrument(encoder: Encoder, cache: HeadCache) -> Instrument:
     )
     mode, genre, request = (cache.load(key) for key in keys)
     if mode is None or genre is None or request is None:
+        log.info("fitting the mode observer on its anchors; once", texts=len(texts.texts()))
         vectors = await encoder.encode(texts.texts())
         asked = await encoder.encode(requests.texts())
 
@@ -159,6 +161,7 @@ class Server:
         store = SqliteEventStore(folder / DATABASE, clock=wall_clock)
         await store.open()
         self._stack.push_async_callback(store.close)
+        log.info("loading the encoder", model=settings.router.encoder)
         encoder = SentenceEncoder(model=settings.router.encoder)
         await encoder.open()
         self._stack.push_async_callback(encoder.close)
@@ -181,10 +184,15 @@ class Server:
         sessions = Sessions(store, ports, self._mode_filter, self._session_limits())
         self._stack.push_async_callback(sessions.stop)
         await sessions.recover()
-        await self._listen(folder, sessions, tokens, store)
+        await self._listen(folder, sessions, tokens, store, encoder)
 
     async def _listen(
-        self, folder: Path, sessions: Sessions, tokens: TokenRegistry, store: SqliteEventStore
+        self,
+        folder: Path,
+        sessions: Sessions,
+        tokens: TokenRegistry,
+        store: SqliteEventStore,
+        encoder: Encoder,
     ) -> None:
         registry = CollectorRegistry()
         gateway_settings = self._settings.gateway
@@ -192,6 +200,13 @@ class Server:
         async def store_ready() -> str | None:
             try:
                 await store.head("")
+            except AshError as error:
+                return str(error)
+            return None
+
+        async def encoder_ready() -> str | None:
+            try:
+                await encoder.encode(["ready"])
             except AshError as error:
                 return str(error)
             return None
@@ -217,7 +232,7 @@ class Server:
             host=gateway_settings.host,
             port=gateway_settings.http_port,
             hosts=gateway_settings.hosts,
-            checks={"store": store_ready},
+            checks={"store": store_ready, "encoder": encoder_ready},
             registry=registry,
         )
         await health.start()

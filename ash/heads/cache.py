@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from ash.heads.head import Head, Training
 
 # Goes up when fitting or the file's format changes, so that older files are no longer found.
 HEAD_VERSION = 1
+
+_DIGEST_BYTES = 32
 
 
 def head_key(
@@ -35,57 +37,83 @@ def head_key(
 
 
 class HeadCache:
-    """Heads as .npz files in one folder, written whole or not at all."""
+    """Heads as files in one folder: a SHA-256 digest and the .npz that it is the digest of."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, key: str) -> Path:
         """Where the head of `key` is kept."""
-        return self._folder / f"{key}.npz"
+        return self._folder / f"{key}.head"
 
     def load(self, key: str) -> Head | None:
-        """The head of `key`, or None where there is no sound one: the caller then fits it and stores it."""
+        """The head of `key`, or None where there is no sound one: the caller then fits it and stores it.
+
+        Raises:
+            OSError: the file is there but cannot be read.
+        """
         try:
-            with np.load(self.path(key), allow_pickle=False) as arrays:
-                return _checked(
-                    Head(
-                        labels=tuple(arrays["labels"].tolist()),
-                        weights=arrays["weights"],
-                        bias=arrays["bias"],
-                        temperature=float(arrays["temperature"]),
-                        prior=arrays["prior"],
-                    )
-                )
+            content = self.path(key).read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-            # Cut off, altered, or not an .npz at all. It is a cache: the next store() overwrites it.
+        digest, arrays = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        # Checked first, because a damaged zip file makes its reader raise nearly anything.
+        if hashlib.sha256(arrays).digest() != digest:
+            return None
+        try:
+            return _decoded(arrays)
+        except (ValueError, TypeError, KeyError):
+            # Whole, but no head. It is a cache: the next store() overwrites it.
             return None
 
     def store(self, key: str, head: Head) -> None:
-        """Keep `head` under `key`.
+        """Keep `head` under `key`; it is written whole or not at all.
 
         Raises:
             OSError: the folder cannot be written; a head that was there before is intact.
         """
+        arrays = _encoded(head)
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=f".{key}-", suffix=".tmp")
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                np.savez(
-                    file,
-                    labels=np.asarray(head.labels),
-                    weights=head.weights,
-                    bias=head.bias,
-                    temperature=np.asarray(head.temperature),
-                    prior=head.prior,
-                )
+                file.write(hashlib.sha256(arrays).digest() + arrays)
             temporary.replace(self.path(key))
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _encoded(head: Head) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        labels=np.asarray(head.labels),
+        weights=head.weights,
+        bias=head.bias,
+        temperature=np.asarray(head.temperature),
+        prior=head.prior,
+    )
+    return buffer.getvalue()
+
+
+def _decoded(content: bytes) -> Head:
+    """The head in the .npz `content`.
+
+    Raises:
+        ValueError, TypeError, KeyError: it holds something else.
+    """
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return _checked(
+            Head(
+                labels=tuple(arrays["labels"].tolist()),
+                weights=arrays["weights"],
+                bias=arrays["bias"],
+                temperature=float(arrays["temperature"]),
+                prior=arrays["prior"],
+            )
+        )
 
 
 def _checked(head: Head) -> Head:

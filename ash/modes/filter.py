@@ -137,6 +137,9 @@ class ModeFilter:
             return new, new.probabilities, None
         path = self._most_likely_path(recent)
         held = _length_of_last_run(path, best)
+        if state.established is not None:
+            # The oldest message began the established mode, or comes later: that decision stands.
+            held = min(held, len(recent) - 1)
         if held < self._confirm:
             return new, new.probabilities, None
         # What lies before the onset belongs to the mode that ended and has no say in the next onset.

@@ -105,7 +105,7 @@ def test_priors_are_shares_of_what_the_head_was_fitted_on() -> None:
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     rows, labels = clusters()
-    with pytest.raises(ValueError, match="125, 12.*for 124 labels"):
+    with pytest.raises(ValueError, match=r"125, 12.*for 124 labels"):
         fit_head(rows, labels[:-1])
     with pytest.raises(ValueError, match="NaN"):
         fit_head(np.full_like(rows, np.nan), labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +33,18 @@ def test_a_stored_head_comes_back_whole(cache: HeadCache) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(HEAD, name))
 
 
-def test_every_cut_and_every_flipped_byte_is_noticed_or_harmless(cache: HeadCache) -> None:
+def test_every_cut_and_every_flipped_byte_is_noticed(cache: HeadCache) -> None:
     cache.store(KEY, HEAD)
     path = cache.path(KEY)
     content = path.read_bytes()
-    for length in range(0, len(content), 7):
+    for length in range(len(content)):
         path.write_bytes(content[:length])
         assert cache.load(KEY) is None
-    for position in range(0, len(content), 3):
+    for position in range(len(content)):
         changed = bytearray(content)
         changed[position] ^= 0x10
         path.write_bytes(changed)
-        found = cache.load(KEY)
-        # Bytes that zip does not check, such as times, may change; numbers may not.
-        if found is not None:
-            np.testing.assert_array_equal(found.weights, HEAD.weights)
-            assert found.labels == HEAD.labels
+        assert cache.load(KEY) is None
 
     cache.store(KEY, HEAD)
     assert cache.load(KEY) is not None
@@ -67,24 +65,33 @@ def test_a_head_that_does_not_fit_together_is_not_loaded(cache: HeadCache, head:
     assert cache.load(KEY) is None
 
 
-def test_a_pickle_is_not_opened(cache: HeadCache, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"labels": np.array([Path()], dtype=object)},
+        {"labels": np.array(["a", "b"]), "weights": HEAD.weights},
+    ],
+    ids=["pickled", "incomplete"],
+)
+def test_what_is_whole_but_no_head_is_not_loaded(cache: HeadCache, arrays: dict[str, object]) -> None:
     cache.store(KEY, HEAD)
-    with cache.path(KEY).open("wb") as file:
-        np.savez(file, labels=np.array([Path(tmp_path)], dtype=object), weights=HEAD.weights)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # faulty on purpose
+    cache.path(KEY).write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
     assert cache.load(KEY) is None
 
 
 def test_a_failed_write_leaves_the_old_head(cache: HeadCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.store(KEY, HEAD)
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         cache.store(KEY, HEAD)
     assert cache.load(KEY) is not None
-    assert [path.name for path in cache.path(KEY).parent.iterdir()] == [f"{KEY}.npz"]
+    assert [path.name for path in cache.path(KEY).parent.iterdir()] == [f"{KEY}.head"]
 
 
 def test_whatever_changes_a_head_changes_its_key() -> None:

@@ -84,8 +84,10 @@ def test_what_is_wrong_is_named_with_its_line(text: str, complaint: str) -> None
 
 
 def test_lines_are_right_behind_strings_of_every_kind() -> None:
-    sentences = '\'it\'\'s\', # a comment with a " quote\n\'\'\'one\ntwo # no comment\'\'\', """say \\"hi\\" """""]\n'.replace(
-        "''s", "s"
+    sentences = (
+        """'its', # a comment with a " quote\n"""
+        """'''one\ntwo # no comment''', """
+        '"""say \\"hi\\" """"]\n'
     )
     text = HEADER + "".join(f'"{s}",\n' for s in numbered("a")) + sentences
 
@@ -94,7 +96,7 @@ def test_lines_are_right_behind_strings_of_every_kind() -> None:
     assert [(example.text, example.line) for example in anchors.sentences[-3:]] == [
         ("its", 35),
         ("one\ntwo # no comment", 36),
-        ('say "hi" ""', 37),
+        ('say "hi" "', 37),
     ]
 
 
