@@ -92,10 +92,8 @@ class ModeFilter:
             raise ValueError(f"alarm is {alarm}; it must lie between 0.5 and 1")
         if not 0 < noise < 1:
             raise ValueError(f"noise is {noise}; it must lie between 0 and 1")
-        if not 1 <= confirm <= window:
-            raise ValueError(
-                f"confirm is {confirm}; it must lie between 1 and the window of {window} messages"
-            )
+        if not 1 <= confirm < window:
+            raise ValueError(f"confirm is {confirm}; it must be at least 1 and below the window of {window}")
         shares = prior or dict.fromkeys(MODES, 1 / len(MODES))
         if set(shares) != set(MODES) or min(shares.values()) <= 0:
             raise ValueError(f"prior is {shares}; it must give each of {MODES} a positive share")
