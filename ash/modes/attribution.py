@@ -11,8 +11,16 @@ from ash.domain.values import MODES
 
 Trigger = Literal["external", "self_directed", "undetermined"]
 
-THRESHOLD = 0.5
+THRESHOLD = 0.3
+"""Pull from which an input counts. Remarks that ask for nothing stay below 0.15; requests that name two
+modes, the one to leave and the one to enter, may share their probability between them.
+"""
+
 REACH = 2
+"""Answers that a window goes back."""
+
+FEWEST_WORDS = 20
+"""Length from which an input can be of a kind itself."""
 
 
 class InputEvidence(Struct, frozen=True):
@@ -36,15 +44,19 @@ class Attribution(Struct, frozen=True):
     evidence: tuple[int, ...]
 
 
-def pull(asked: Mapping[str, float], resembles: Mapping[str, float]) -> dict[str, float]:
+def pull(asked: Mapping[str, float], resembles: Mapping[str, float], text: str) -> dict[str, float]:
     """How likely an input pulls towards each mode: it asks for it, or is itself of that kind.
 
-    Nearly every short line of a person is conversational in form, so that only asking counts there.
+    Only a text of some length is of a kind: `okay, thanks` has none, whatever its estimate. And nearly
+    every line of a person is conversational in form, so that only asking counts there.
 
     Args:
         asked: by mode, from `RequestObserver.asked`.
         resembles: by mode, from `ModeObserver.observe`.
+        text: the input.
     """
+    if len(text.split()) < FEWEST_WORDS:
+        return {mode: asked[mode] for mode in MODES}
     return {
         mode: asked[mode] if mode == "conversational" else max(asked[mode], resembles[mode]) for mode in MODES
     }

@@ -23,4 +23,4 @@ class Instrument:
     def pull(self, vector: Sequence[float], text: str) -> dict[str, float]:
         """By mode, how likely the input `text` asks for it or resembles it."""
         asked = self._requests.asked(vector, text)
-        return pull(asked, self._modes.observe(vector, text).probabilities)
+        return pull(asked, self._modes.observe(vector, text).probabilities, text)

@@ -36,17 +36,17 @@ NANO = [
 TURBO = [
     "A train leaves at 9:15 with 80 km/h, another at 9:45 with 110 km/h. When does the second catch up?",
     "write a rust function that merges two sorted vectors",
-    "Five friends sit in a row. Anna is not next to Bob, and Carl sits left of Dora. Who sits in the middle?",
+    "Five friends sit in a row. Anna is not next to Bob, Carl sits left of Dora. Who is in the middle?",
     "Compare leasing and buying a car for a family with two children and plan the decision.",
     "Write a long story about a clockmaker who cannot stop time.",
     "Write an essay on the effects of remote work on small towns.",
 ]
 MODES = {
-    "analytic": "The residuals grow with the fitted values, which points to heteroscedasticity. Taking logarithms of "
-    "the response stabilises the variance; the slope then reads as a relative change.",
-    "creative": "I left my boots by the river door,\nmy hat on the willow tree,\nand walked till the road was road no more\n"
-    "and the night walked back with me.",
-    "conversational": "Aw, that's lovely! I'm so happy for you both. When's the party, and can I bring a cake?",
+    "analytic": "The residuals grow with the fitted values, which points to heteroscedasticity. "
+    "Taking logarithms of the response stabilises the variance; the slope then reads as a relative change.",
+    "creative": "I left my boots by the river door,\nmy hat on the willow tree,\n"
+    "and walked till the road was road no more\nand the night walked back with me.",
+    "conversational": "Aw, that's lovely! I'm so happy for you. When's the party, and can I bring cake?",
 }
 
 
@@ -62,16 +62,11 @@ async def test_requests_and_texts_of_other_hands_are_recognised(tmp_path: Path) 
             SliceFacts("large", "turbo", 2048, vision=False, resident=True),
         )
         situation = Situation(None, None, False, False, 0, slices)
-        routes = [
-            router.decide(vector, text, situation).slice
-            for vector, text in zip(vectors, [*NANO, *TURBO], strict=True)
-        ]
+        wanted = dict.fromkeys(NANO, "small") | dict.fromkeys(TURBO, "large")
         wrong = [
             text
-            for text, route, wanted in zip(
-                [*NANO, *TURBO], routes, ["small"] * len(NANO) + ["large"] * len(TURBO), strict=True
-            )
-            if route != wanted
+            for (text, name), vector in zip(wanted.items(), vectors, strict=True)
+            if router.decide(vector, text, situation).slice != name
         ]
         assert len(wrong) <= 2, wrong
         for (mode, text), vector in zip(

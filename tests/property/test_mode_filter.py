@@ -126,6 +126,30 @@ def test_a_folded_log_gives_the_state_of_the_running_session(stream: list[Estima
     assert len(state.recent) <= 24
 
 
+def only(mode: str) -> Estimate:
+    return {name: float(name == mode) for name in MODES}
+
+
+def test_an_alarm_waits_for_the_messages_that_confirm_it() -> None:
+    # So quick a filter would believe every single message.
+    quick = ModeFilter(stay=0.5, alarm=0.6, noise=0.01, confirm=3)
+    stream = [only("analytic")] * 5 + [only("creative")] * 2 + [only("analytic")] * 5
+    assert run(stream, quick)[1] == []
+    assert run([*stream, *[only("creative")] * 3], quick)[1] == [Shift("analytic", "creative", 120, 140)]
+
+
+def test_a_later_look_does_not_take_back_an_onset() -> None:
+    # On the path over the last two messages both are analytic; but the first was announced as a shift.
+    hasty = ModeFilter(stay=0.875, alarm=0.75, noise=0.125, confirm=1, window=5)
+    doubtful = {"analytic": 0.06, "creative": 0.0, "conversational": 0.94}
+    state = hasty.step(hasty.initial(), only("creative"), 0)[0]
+    state = hasty.skip(hasty.skip(state)[0])[0]
+    state, _, first = hasty.step(state, doubtful, 3)
+    state, _, second = hasty.step(state, only("analytic"), 4)
+    assert first == Shift("creative", "conversational", 3, 3)
+    assert second == Shift("conversational", "analytic", 4, 4)
+
+
 def test_the_first_mode_is_no_shift() -> None:
     state, shifts = run([{"analytic": 1.0, "creative": 0.0, "conversational": 0.0}] * 3)
     assert state.established == "analytic"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ash.modes.attribution import Attribution, InputEvidence, attribute, pull, window
+from ash.modes.attribution import FEWEST_WORDS, Attribution, InputEvidence, attribute, pull, window
 
 NEUTRAL = {"analytic": 0.1, "creative": 0.05, "conversational": 0.2}
 SONG = {"analytic": 0.0, "creative": 0.9, "conversational": 0.1}
@@ -51,4 +51,6 @@ def test_an_input_pulls_by_asking_or_by_being_of_the_kind() -> None:
     asked = {"analytic": 0.9, "creative": 0.0, "conversational": 0.1}
     resembles = {"analytic": 0.0, "creative": 0.3, "conversational": 0.7}
     # A line of chat is conversational in form whatever it wants, so that only asking counts there.
-    assert pull(asked, resembles) == {"analytic": 0.9, "creative": 0.3, "conversational": 0.1}
+    assert pull(asked, resembles, "word " * FEWEST_WORDS) == {**asked, "creative": 0.3}
+    # A few words are of no kind.
+    assert pull(asked, resembles, "word " * (FEWEST_WORDS - 1)) == asked
