@@ -100,9 +100,10 @@ class Subscription:
             async for published in self._replay():
                 yield published
             while not self._closed.is_set():
+                # Cleared first: what arrives, or a close, while the consumer holds a record wakes again.
+                self._wake.clear()
                 async for published in self._drain():
                     yield published
-                self._wake.clear()
                 await self._wake.wait()
         finally:
             self.close()
