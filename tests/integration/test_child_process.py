@@ -151,7 +151,7 @@ async def test_the_child_dies_with_its_parent() -> None:
     )
     assert parent.stdout is not None
     ended = asyncio.create_task(_ended(int(await parent.stdout.readline())))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the watch has begun
     assert not ended.done()
     parent.kill()
     await asyncio.wait_for(ended, 30)

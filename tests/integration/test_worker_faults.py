@@ -118,7 +118,7 @@ async def test_a_load_is_shared_and_can_be_left(engine: LocalEngine) -> None:
     generation = engine.generate(ask())
     items = asyncio.create_task(collect(generation))
     opening = [asyncio.create_task(engine.open()) for _ in range(3)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # every call has begun to wait for the one load
     generation.cancel()
     opening[0].cancel()
     assert await items == [Finished("cancelled", 0)]
@@ -129,7 +129,7 @@ async def test_a_load_is_shared_and_can_be_left(engine: LocalEngine) -> None:
 
 async def test_close_during_a_load(engine: LocalEngine) -> None:
     opening = asyncio.create_task(engine.open())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the load has begun
     await engine.close()
     with pytest.raises(SliceUnavailable, match="closed while it was loaded"):
         await opening
@@ -140,7 +140,7 @@ async def test_close_during_a_load(engine: LocalEngine) -> None:
 async def test_a_killed_load_is_unavailable(engine: LocalEngine) -> None:
     opening = asyncio.create_task(engine.open())
     while engine.pid is None:  # noqa: ASYNC110 - nothing announces the start of a process
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # lets the process start
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(SliceUnavailable, match="ended by SIGKILL while it loaded the model"):
         await opening

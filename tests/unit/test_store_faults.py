@@ -143,7 +143,7 @@ async def test_a_cancelled_reader_breaks_nothing(store: SqliteEventStore) -> Non
     for steps in range(1, 12):
         reading = [asyncio.create_task(store.read("s")) for _ in range(4)]
         for _ in range(steps):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one step further into the read each round
         for task in reading:
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
