@@ -63,6 +63,13 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
     down: float = 0.7
 
 
+class ResidencySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [residency]."""
+
+    budget_bytes: int = 0
+    min_resident_s: float = 5.0
+
+
 class ModesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table [modes]."""
 
@@ -88,6 +95,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     session: SessionSettings = SessionSettings()
     router: RouterSettings = RouterSettings()
     modes: ModesSettings = ModesSettings()
+    residency: ResidencySettings = ResidencySettings()
     log: LogSettings = LogSettings()
     folder: str = "."
 

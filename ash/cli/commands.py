@@ -1,29 +1,27 @@
-"""All commands of `ash`, each a thin shell around the library."""
+"""`ash` itself: serve, chat, and reading the log; other commands stand in groups of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ash import __version__, logs
-from ash.app import DATABASE, models_folder, prepare_data_folder, running, slice_specs, until_signalled
+from ash.app import DATABASE, prepare_data_folder, running, until_signalled
 from ash.cli.chat import chat_loop
 from ash.cli.client import Client, local_token, server_address
+from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.cli.render import event_line, markdown
+from ash.cli.slices import slices_app
+from ash.cli.tokens import token_app
 from ash.config import Settings, load
 from ash.domain.errors import NotFound
 from ash.domain.events import Record
-from ash.domain.values import Role
-from ash.gateway.tokens import TokenRegistry
-from ash.slices.catalog import check
 from ash.store.lock import DataFolderLock
 from ash.store.log import SqliteEventStore
 from ash.store.queries import SqliteReader
@@ -33,14 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-slices_app = typer.Typer(help="The catalogue of model slices.", no_args_is_help=True)
-token_app = typer.Typer(help="Access tokens.", no_args_is_help=True)
 app.add_typer(slices_app, name="slices")
 app.add_typer(token_app, name="token")
-
-Config = Annotated[Path, typer.Option("--config", help="The config file.", envvar="ASH_CONFIG")]
-DEFAULT_CONFIG = Path("config.toml")
-out = Console()
 
 
 @app.command()
@@ -180,68 +172,3 @@ def export(
         return
     for record in records:
         sys.stdout.write(json.dumps(envelope(record), ensure_ascii=False) + "\n")
-
-
-@slices_app.command("list")
-def slices_list(config: Config = DEFAULT_CONFIG) -> None:
-    """Show the catalogue. Example: ash slices list."""
-    table = Table("slice", "tier", "model", "context", "slots", "fallback")
-    for spec in slice_specs(load(config)):
-        table.add_row(
-            spec.name, spec.tier, spec.model, str(spec.context), str(spec.slots), spec.fallback or ""
-        )
-    out.print(table)
-
-
-@slices_app.command("check")
-def slices_check(config: Config = DEFAULT_CONFIG) -> None:
-    """Find, assemble and verify every model file; exit status 1 if one cannot be used."""
-    settings = load(config)
-    prepare_data_folder(settings)
-    results = [check(spec, cache_folder=models_folder(settings)) for spec in slice_specs(settings)]
-    for result in results:
-        if result.problem is not None:
-            out.print(f"{result.slice}: NOT USABLE: {result.problem}", soft_wrap=True)
-            continue
-        types = ", ".join(f"{name} x{count}" for name, count in result.tensor_types.items())
-        verified = {True: "sha256 verified", None: "sha256 not given", False: "sha256 WRONG"}
-        out.print(
-            f"{result.slice}: ok, {result.bytes / 1e6:.0f} MB, {result.architecture}, {types}, "
-            f"{verified[result.digest_ok]}, licence {result.licence or 'not stated'}",
-            soft_wrap=True,
-        )
-    if any(result.problem is not None for result in results):
-        raise typer.Exit(1)
-
-
-@token_app.command("show")
-def token_show(config: Config = DEFAULT_CONFIG) -> None:
-    """Print the owner's token. Example: websocat -H "Authorization: Bearer $(ash token show)" ..."""
-    sys.stdout.write(local_token(load(config).data_folder) + "\n")
-
-
-@token_app.command("new")
-def token_new(
-    name: str,
-    role: Annotated[Role, typer.Option(help="What the token may do.")] = Role.MEMBER,
-    config: Config = DEFAULT_CONFIG,
-) -> None:
-    """Make a token and print it once. Example: ash token new laptop --role member."""
-    folder = prepare_data_folder(load(config))
-    sys.stdout.write(TokenRegistry(folder).issue(name, role) + "\n")
-
-
-@token_app.command("list")
-def token_list(config: Config = DEFAULT_CONFIG) -> None:
-    """List the tokens; their secrets are not kept."""
-    table = Table("id", "name", "role", "active")
-    for record in TokenRegistry(load(config).data_folder).list():
-        table.add_row(record.id, record.name, record.role, "yes" if record.active else "revoked")
-    out.print(table)
-
-
-@token_app.command("revoke")
-def token_revoke(name: str, config: Config = DEFAULT_CONFIG) -> None:
-    """Revoke a token by id or name; its live connections close within a second."""
-    revoked = TokenRegistry(load(config).data_folder).revoke(name)
-    out.print(f"revoked {len(revoked)}")

@@ -18,9 +18,11 @@ AshError
 ├── SliceError                  a model slice could not do its work
 │   ├── ModelFileError          missing, truncated, foreign or tampered model file
 │   ├── SliceUnavailable        the slice cannot be loaded or is unknown
+│   ├── SliceTooLarge           loading it would exceed the memory budget; says the numbers
 │   ├── EngineCrashed           the worker process died under the run
 │   ├── PromptTooLong           one message alone exceeds the context; says the limit in tokens
-│   └── TemplateError           the chat template does not render
+│   ├── TemplateError           the chat template does not render
+│   └── FormatError             the output format of a request does not compile
 ├── SlowConsumer                a subscriber did not keep up with the live events
 ├── EncoderUnavailable          the encoder process is down
 └── ChannelError                the channel to a child process failed
@@ -120,6 +122,18 @@ class SliceUnavailable(SliceError):
     kind = "slice_unavailable"
 
 
+class SliceTooLarge(SliceUnavailable):
+    """`needed_bytes` are more than `available_bytes` of the budget, whatever is evicted."""
+
+    def __init__(self, message: str, *, needed_bytes: int, available_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+
+    def details(self) -> dict[str, object]:
+        return {"neededBytes": self.needed_bytes, "availableBytes": self.available_bytes}
+
+
 class EngineCrashed(SliceError):
     kind = "slice_crashed"
 
@@ -137,6 +151,10 @@ class PromptTooLong(SliceError):
 
 class TemplateError(SliceError):
     kind = "template_error"
+
+
+class FormatError(SliceError):
+    kind = "format_error"
 
 
 class SlowConsumer(AshError):

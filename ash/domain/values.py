@@ -50,6 +50,16 @@ class Sampling(Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
 
+class OutputFormat(Struct, frozen=True):
+    """What an answer has to look like: every token is drawn among those that the format allows.
+
+    `definition` is a JSON schema, a Lark grammar or a regular expression, in UTF-8.
+    """
+
+    syntax: Literal["json_schema", "lark", "regex"]
+    definition: str
+
+
 class GenerateRequest(Struct, frozen=True):
     """What a run asks of an engine.
 
@@ -57,7 +67,7 @@ class GenerateRequest(Struct, frozen=True):
     message. `sampling` None takes the slice's own defaults. `session_id` lets the engine reuse the KV
     cache of the session's earlier turns.
     `continuation` is assistant text that was already streamed (a run retried after a crash): the engine
-    goes on behind it and does not yield it again.
+    goes on behind it and does not yield it again. `format` constrains the answer, the continuation included.
     """
 
     run_id: str
@@ -65,6 +75,7 @@ class GenerateRequest(Struct, frozen=True):
     messages: tuple[ChatMessage, ...]
     sampling: Sampling | None = None
     continuation: str = ""
+    format: OutputFormat | None = None
 
 
 class Admitted(Struct, frozen=True, tag="admitted"):

@@ -89,7 +89,7 @@ def check(spec: SliceSpec, *, cache_folder: Path) -> CheckResult:
 
 
 def _validate_sizes(spec: SliceSpec) -> None:
-    least_of = {"context": 64, "slots": 1, "threads": 0, "prefill_chunk": 1, "paged_bytes": 0}
+    least_of = {"context": 64, "slots": 1, "threads": 0, "stall_ms": 1, "paged_bytes": 0, "disk_bytes": 0}
     for key, least in least_of.items():
         value = getattr(spec, key)
         if value < least:

@@ -12,7 +12,7 @@ from ash.config import Settings
 from ash.domain.values import Sampling
 from ash.gateway.codec import CODES
 from ash.gateway.params import ALL, Params
-from ash.slices.spec import SliceSpec
+from ash.slices.spec import RemoteSpec, SliceSpec
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -41,6 +41,7 @@ def settings_tables() -> list[tuple[str, set[str]]]:
     return [
         *tables,
         ("slices.NAME", keys(SliceSpec) - {"name"}),
+        ("slices.NAME.remote", keys(RemoteSpec)),
         ("slices.NAME.sampling", keys(Sampling)),
     ]
 

@@ -151,7 +151,7 @@ class WorkerService:
             slots,
             context=context,
             batch=spec.batch,
-            prefill_chunk=spec.prefill_chunk,
+            prefill_chunk=64,
             send=self._parent.send,
         )
         self._parent.send(

@@ -1,0 +1,45 @@
+"""`ash slices`: the catalogue of model slices."""
+
+from __future__ import annotations
+
+import typer
+from rich.table import Table
+
+from ash.app import models_folder, prepare_data_folder, slice_specs
+from ash.cli.options import DEFAULT_CONFIG, Config, out
+from ash.config import load
+from ash.slices.catalog import check
+
+slices_app = typer.Typer(help="The catalogue of model slices.", no_args_is_help=True)
+
+
+@slices_app.command("list")
+def slices_list(config: Config = DEFAULT_CONFIG) -> None:
+    """Show the catalogue. Example: ash slices list."""
+    table = Table("slice", "tier", "model", "context", "slots", "fallback")
+    for spec in slice_specs(load(config)):
+        table.add_row(
+            spec.name, spec.tier, spec.model, str(spec.context), str(spec.slots), spec.fallback or ""
+        )
+    out.print(table)
+
+
+@slices_app.command("check")
+def slices_check(config: Config = DEFAULT_CONFIG) -> None:
+    """Find, assemble and verify every model file; exit status 1 if one cannot be used."""
+    settings = load(config)
+    prepare_data_folder(settings)
+    results = [check(spec, cache_folder=models_folder(settings)) for spec in slice_specs(settings)]
+    for result in results:
+        if result.problem is not None:
+            out.print(f"{result.slice}: NOT USABLE: {result.problem}", soft_wrap=True)
+            continue
+        types = ", ".join(f"{name} x{count}" for name, count in result.tensor_types.items())
+        verified = {True: "sha256 verified", None: "sha256 not given", False: "sha256 WRONG"}
+        out.print(
+            f"{result.slice}: ok, {result.bytes / 1e6:.0f} MB, {result.architecture}, {types}, "
+            f"{verified[result.digest_ok]}, licence {result.licence or 'not stated'}",
+            soft_wrap=True,
+        )
+    if any(result.problem is not None for result in results):
+        raise typer.Exit(1)
