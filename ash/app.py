@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import structlog
+from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from ash import __version__
-from ash.config import Settings
+from ash.config import ModesSettings, ResidencySettings, Settings
 from ash.domain.errors import AshError
 from ash.domain.ports import Encoder
 from ash.encoders.sentence import SentenceEncoder
@@ -39,6 +40,9 @@ from ash.session.turn import TurnPorts
 from ash.slices.catalog import validate
 from ash.slices.dispatch import SlicePool
 from ash.slices.engine import LocalEngine
+from ash.slices.remote.engine import RemoteEngine
+from ash.slices.residency import ResidencyLimits
+from ash.slices.sizes import RememberedSizes, ram_bytes
 from ash.slices.spec import SliceSpec
 from ash.store.lock import DataFolderLock
 from ash.store.log import SqliteEventStore
@@ -46,6 +50,8 @@ from ash.store.log import SqliteEventStore
 log = structlog.get_logger(__name__)
 
 DATABASE = "ash.db"
+STATES_FOLDER = "kv"
+SIZES_FILE = "slice-sizes.json"
 SERVER_FILE = "server.json"
 """Where a running server writes its addresses, for `ash chat` and scripts."""
 
@@ -79,6 +85,20 @@ def models_folder(settings: Settings) -> Path:
     return settings.data_folder / "models"
 
 
+def slice_sizes(settings: Settings) -> RememberedSizes:
+    """What slices take in memory: estimated, or remembered in the data folder."""
+    return RememberedSizes(settings.data_folder / SIZES_FILE, cache_folder=models_folder(settings))
+
+
+def residency_limits(residency: ResidencySettings) -> ResidencyLimits:
+    """Budget and times of residency; no budget in the settings means half of the RAM."""
+    return ResidencyLimits(
+        budget_bytes=residency.budget_bytes or ram_bytes() // 2,
+        min_resident_s=residency.min_resident_s,
+        patience_s=residency.patience_s,
+    )
+
+
 def prepare_data_folder(settings: Settings) -> Path:
     """Make the data folder, readable by its owner only.
 
@@ -107,6 +127,31 @@ async def fitted_router(settings: Settings, encoder: Encoder, cache: HeadCache) 
     return Router(head, settings.router.table, values)
 
 
+class OpenedRouter(Struct, frozen=True):
+    """A router, the encoder that it was fitted for, open, and where their heads are kept."""
+
+    router: Router
+    encoder: Encoder
+    cache: HeadCache
+
+
+@contextlib.asynccontextmanager
+async def opened_router(settings: Settings, *, refit: bool = False) -> AsyncIterator[OpenedRouter]:
+    """A router for commands that need no server; the encoder is closed at the end of the block.
+
+    `refit` fits the head even where the cache has it.
+    """
+    cache = HeadCache(prepare_data_folder(settings) / "heads")
+    encoder = SentenceEncoder(model=settings.router.encoder)
+    await encoder.open()
+    try:
+        if refit:
+            cache.path(router_key(intent_anchors.load_anchors(), encoder.identity)).unlink(missing_ok=True)
+        yield OpenedRouter(await fitted_router(settings, encoder, cache), encoder, cache)
+    finally:
+        await encoder.close()
+
+
 async def fitted_instrument(encoder: Encoder, cache: HeadCache) -> Instrument:
     """The mode observers with their heads, fitted on the anchors or taken from the cache."""
     texts, requests = mode_anchors.load_anchors(), mode_anchors.load_requests()
@@ -128,6 +173,23 @@ async def fitted_instrument(encoder: Encoder, cache: HeadCache) -> Instrument:
             if head is not None:
                 cache.store(key, head)
     return Instrument(ModeObserver(mode, genre), RequestObserver(request))
+
+
+@contextlib.asynccontextmanager
+async def opened_instrument(settings: Settings) -> AsyncIterator[tuple[Encoder, Instrument]]:
+    """The encoder, open for the length of the block, and the mode observers; for commands without a server."""
+    cache = HeadCache(prepare_data_folder(settings) / "heads")
+    encoder = SentenceEncoder(model=settings.router.encoder)
+    await encoder.open()
+    try:
+        yield encoder, await fitted_instrument(encoder, cache)
+    finally:
+        await encoder.close()
+
+
+def mode_filter(modes: ModesSettings) -> ModeFilter:
+    """The filter over observed modes, as configured."""
+    return ModeFilter(stay=modes.stay, alarm=modes.alarm, noise=modes.noise, confirm=modes.confirm)
 
 
 class Server:
@@ -168,8 +230,25 @@ class Server:
         cache = HeadCache(folder / "heads")
         router = await fitted_router(settings, encoder, cache)
         instrument = await fitted_instrument(encoder, cache)
-        engines = {spec.name: LocalEngine(spec, cache_folder=models_folder(settings)) for spec in specs}
-        slices = SlicePool(engines, specs)
+        engines = {
+            spec.name: RemoteEngine(spec, environment=os.environ)
+            if spec.remote is not None
+            else LocalEngine(
+                spec, cache_folder=models_folder(settings), states_folder=folder / STATES_FOLDER
+            )
+            for spec in specs
+        }
+        slices = SlicePool(
+            engines,
+            specs,
+            limits=residency_limits(settings.residency),
+            sizes=slice_sizes(settings),
+            measure={
+                name: engine.resident_bytes
+                for name, engine in engines.items()
+                if isinstance(engine, LocalEngine)
+            },
+        )
         self._stack.push_async_callback(slices.close)
         ports = TurnPorts(
             encoder=encoder,
@@ -181,7 +260,7 @@ class Server:
             default_persona=settings.session.persona or None,
             coalesce_s=settings.session.coalesce_ms / 1000,
         )
-        sessions = Sessions(store, ports, self._mode_filter, self._session_limits())
+        sessions = Sessions(store, ports, lambda: mode_filter(settings.modes), self._session_limits())
         self._stack.push_async_callback(sessions.stop)
         await sessions.recover()
         await self._listen(folder, sessions, tokens, store, encoder)
@@ -254,10 +333,6 @@ class Server:
     async def stop(self) -> None:
         """Announce, close, and leave open runs to the next start's recovery."""
         await self._stack.aclose()
-
-    def _mode_filter(self) -> ModeFilter:
-        modes = self._settings.modes
-        return ModeFilter(stay=modes.stay, alarm=modes.alarm, noise=modes.noise, confirm=modes.confirm)
 
     def _session_limits(self) -> SessionLimits:
         session = self._settings.session

@@ -7,10 +7,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ash.domain.errors import ConfigError
 from ash.slices.spec import SliceSpec
@@ -66,8 +66,9 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class ResidencySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table [residency]."""
 
-    budget_bytes: int = 0
-    min_resident_s: float = 5.0
+    budget_bytes: Annotated[int, Meta(ge=0)] = 0
+    min_resident_s: Annotated[float, Meta(ge=0)] = 5.0
+    patience_s: Annotated[float, Meta(ge=0)] = 10.0
 
 
 class ModesSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,9 +15,14 @@ from ash import __version__, logs
 from ash.app import DATABASE, prepare_data_folder, running, until_signalled
 from ash.cli.chat import chat_loop
 from ash.cli.client import Client, local_token, server_address
+from ash.cli.export import export, import_
+from ash.cli.modes import modes_app
 from ash.cli.options import DEFAULT_CONFIG, Config, out
-from ash.cli.render import event_line, markdown
+from ash.cli.render import event_line
+from ash.cli.router import router_app
 from ash.cli.slices import slices_app
+from ash.cli.study import study_app
+from ash.cli.timeline import timeline
 from ash.cli.tokens import token_app
 from ash.config import Settings, load
 from ash.domain.errors import NotFound
@@ -25,14 +30,20 @@ from ash.domain.events import Record
 from ash.store.lock import DataFolderLock
 from ash.store.log import SqliteEventStore
 from ash.store.queries import SqliteReader
+from ash.study.transcript import view
 
 app = typer.Typer(
     help="Ash: persistent agents on local quantised model slices.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(modes_app, name="modes")
+app.add_typer(router_app, name="router")
 app.add_typer(slices_app, name="slices")
+app.add_typer(study_app, name="study")
 app.add_typer(token_app, name="token")
+app.command()(export)
+app.command("import")(import_)
 
 
 @app.command()
@@ -107,12 +118,17 @@ def show_log(
     session: Annotated[str, typer.Argument(help="A session id, or `rebuild`.")],
     follow: Annotated[bool, typer.Option("--follow", help="Go on with live events.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_timeline: Annotated[bool, typer.Option("--timeline", help="Draw turns, modes and shifts.")] = False,
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Show a session's events; `ash log rebuild` recreates the projections from the log instead."""
     settings = load(config)
     if session == "rebuild":
         asyncio.run(_rebuild(settings))
+        return
+
+    if as_timeline:
+        out.print(timeline(view(session, asyncio.run(_records(settings, session))), out.width))
         return
 
     def show(params: dict[str, Any]) -> None:
@@ -155,20 +171,3 @@ async def _rebuild(settings: Settings) -> None:
         finally:
             await store.close()
     out.print(f"projections rebuilt from {count} events")
-
-
-@app.command()
-def export(
-    session: str,
-    format_: Annotated[str, typer.Option("--format", help="jsonl or markdown.")] = "jsonl",
-    config: Config = DEFAULT_CONFIG,
-) -> None:
-    """Write a session to standard output. Example: ash export ses_019... --format markdown > talk.md."""
-    if format_ not in {"jsonl", "markdown"}:
-        raise typer.BadParameter(f"{format_!r} is not a format; write jsonl or markdown")
-    records = asyncio.run(_records(load(config), session))
-    if format_ == "markdown":
-        sys.stdout.write(markdown(session, records))
-        return
-    for record in records:
-        sys.stdout.write(json.dumps(envelope(record), ensure_ascii=False) + "\n")

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable
 from typing import Any
-
-from ash.domain.events import (
-    Custom,
-    InputValue,
-    Record,
-    TextMessageContent,
-    TextMessageEnd,
-    TextMessageStart,
-)
 
 
 def clock_time(ts: int) -> str:
@@ -43,31 +33,3 @@ def turn_line(turn: dict[str, Any]) -> str:
     if "tokensPerSecond" in turn:
         parts.append(f"{turn['tokensPerSecond']} tokens/s")
     return " | ".join(parts)
-
-
-def markdown(session_id: str, records: Iterable[Record]) -> str:
-    """A session as a Markdown transcript."""
-    lines = [f"# Session {session_id}", ""]
-    answer: list[str] = []
-    for record in records:
-        match record.event:
-            case Custom(name=InputValue.event_name) as event:
-                value = InputValue.of(event)
-                lines += [
-                    f"## {value.principal} ({clock_time(record.ts)}, seq {record.seq})",
-                    "",
-                    value.text,
-                    "",
-                ]
-            case TextMessageStart():
-                answer = []
-            case TextMessageContent(delta=delta):
-                answer.append(delta)
-            case TextMessageEnd():
-                lines += [
-                    f"## ash ({clock_time(record.ts)}, seq {record.seq})",
-                    "",
-                    "".join(answer).strip(),
-                    "",
-                ]
-    return "\n".join(lines)

@@ -25,6 +25,7 @@ AshError
 │   └── FormatError             the output format of a request does not compile
 ├── SlowConsumer                a subscriber did not keep up with the live events
 ├── EncoderUnavailable          the encoder process is down
+├── StudyError                  an export, an import or a study cannot be done as asked
 └── ChannelError                the channel to a child process failed
     ├── FrameError              its bytes are not frames of the protocol
     └── ChildExited             the process has ended; says how
@@ -163,6 +164,10 @@ class SlowConsumer(AshError):
 
 class EncoderUnavailable(AshError):
     kind = "encoder_unavailable"
+
+
+class StudyError(AshError):
+    kind = "study"
 
 
 class ChannelError(AshError):

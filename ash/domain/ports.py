@@ -149,8 +149,12 @@ class Engine(Protocol):
             EngineCrashed: the worker died; what was yielded stands.
             PromptTooLong: the last message alone does not fit the context.
             TemplateError: the chat template failed on these messages.
+            FormatError: the output format does not compile.
             SliceUnavailable: the engine is closed or cannot be loaded.
         """
+
+    async def forget(self, session_id: str) -> None:
+        """Remove what is kept of a session, such as its KV cache; loaded or not. Unknown ids are fine."""
 
 
 class SliceGeneration(Protocol):
@@ -172,6 +176,9 @@ class Slices(Protocol):
 
         A retry continues behind the text that was already yielded. Raises SliceError when all failed.
         """
+
+    async def forget(self, session_id: str) -> None:
+        """Remove what every slice keeps of a session that was deleted."""
 
 
 class Encoder(Protocol):

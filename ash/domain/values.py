@@ -96,12 +96,18 @@ class Delta(Struct, frozen=True, tag="delta"):
 
 
 class Finished(Struct, frozen=True, tag="finished"):
-    """Last item. `prefill_s` and `decode_s` are seconds inside the engine."""
+    """Last item. `prefill_s` and `decode_s` are seconds inside the engine.
+
+    `prompt_tokens` and `reused_tokens` replace those of Admitted where they are given: some remote endpoints
+    count at the end, and Admitted then held an estimate.
+    """
 
     reason: Literal["stop", "length", "cancelled"]
     output_tokens: int
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    prompt_tokens: int | None = None
+    reused_tokens: int | None = None
 
 
 class SliceNotice(Struct, frozen=True, tag="notice"):
@@ -117,14 +123,31 @@ EngineItem = Admitted | Delta | Finished
 SliceItem = Admitted | Delta | Finished | SliceNotice
 
 
+class SliceRates(Struct, frozen=True):
+    """Measured speeds and size of a slice; None where nothing was measured yet.
+
+    Attributes:
+        load_s: seconds of a load.
+        prefill_tokens_s: prompt tokens per second that one session sees.
+        decode_tokens_s: tokens of the answer per second that one session sees.
+        bytes: what the slice takes in memory, estimated until it was measured.
+    """
+
+    load_s: float | None = None
+    prefill_tokens_s: float | None = None
+    decode_tokens_s: float | None = None
+    bytes: int | None = None
+
+
 class SliceFacts(Struct, frozen=True):
-    """What the policy may know of a slice. `context` is tokens per session."""
+    """What the policy may know of a slice. `context` is tokens per session; `rates` None before any use."""
 
     name: str
     tier: Literal["nano", "turbo"]
     context: int
     vision: bool
     resident: bool
+    rates: SliceRates | None = None
 
 
 class Situation(Struct, frozen=True):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LAG_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class GatewayMetrics:
@@ -31,4 +35,10 @@ class GatewayMetrics:
         )
         self.refused = Counter(
             "ash_gateway_refused", "Connections refused, by reason.", ["reason"], registry=registry
+        )
+        self.loop_lag = Histogram(
+            "ash_event_loop_lag_seconds",
+            "How late the event loop ran a callback that was due.",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
         )

@@ -24,6 +24,7 @@ from ash.gateway.auth import Authenticator, FailureLimiter, bearer_token
 from ash.gateway.chat import ChatConnection
 from ash.gateway.connection import Connection
 from ash.gateway.limits import GatewayLimits
+from ash.gateway.loop_lag import LoopLag
 from ash.gateway.metrics import GatewayMetrics
 from ash.gateway.service_port import SessionService
 from ash.gateway.tokens import TokenRegistry, wall_clock
@@ -91,6 +92,7 @@ class Gateway:
         self._closers: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
         self._token_watch: asyncio.Task[None] | None = None
+        self._loop_lag = LoopLag(metrics.loop_lag.observe)
 
     async def start(self) -> None:
         """Listen.
@@ -122,6 +124,7 @@ class Gateway:
         except OSError as error:
             raise AshError(_cannot_listen(self._host, self._port, error)) from error
         self._token_watch = asyncio.create_task(self._watch_tokens())
+        self._loop_lag.start()
         log.info("gateway.listening", host=self._host, port=self.address[1])
 
     @property
@@ -145,6 +148,7 @@ class Gateway:
         server, self._server = self._server, None
         if server is None:
             return
+        self._loop_lag.stop()
         server.close(close_connections=False)
         await asyncio.gather(*(live.notify_shutdown(reason, resume_after_ms) for live in self._live))
         closed = asyncio.ensure_future(server.wait_closed())

@@ -62,6 +62,10 @@ class Document:
         pattern = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
         return next((n for n, line in enumerate(self._lines, 1) if pattern.match(line)), 1)
 
+    def has(self, key: str) -> bool:
+        """True where the document sets `key`."""
+        return key in self._values
+
     def allow_keys(self, known: Sequence[str]) -> None:
         """Refuse every key that is not in `known`."""
         for key in self._values:

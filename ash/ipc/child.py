@@ -22,7 +22,8 @@ Sent = TypeVar("Sent")
 Received = TypeVar("Received")
 
 _READ_BYTES: Final = 256 * 1024
-_KEPT_LINES: Final = 20
+_KEPT_LINES: Final = 60  # faulthandler's dump of all threads has up to 40
+_FAULT: Final = "Fatal Python error"  # how faulthandler begins
 _MAX_LINE_BYTES: Final = 4096
 _EXIT_GRACE_S: Final = 5.0
 """How long a child may live after it closed its end of the channel before it is killed."""
@@ -53,8 +54,14 @@ class ChildExit(Struct, frozen=True):
     def describe(self) -> str:
         """One line for a log or an error message."""
         how = f"was ended by {self.signal_name}" if self.code < 0 else f"exited with status {self.code}"
-        reason = self.cause or (self.stderr[-1] if self.stderr and self.code != 0 else "")
+        reason = self.cause or (self._last_words() if self.code != 0 else "")
         return f"{how} ({reason})" if reason else how
+
+    def _last_words(self) -> str:
+        """The line of stderr that tells most: the last one, or the one in front of faulthandler's dump."""
+        faults = [number for number, line in enumerate(self.stderr) if line.startswith(_FAULT)]
+        said = self.stderr[: max(1, faults[0])] if faults else self.stderr
+        return said[-1] if said else ""
 
 
 class ChildProcess(Generic[Sent, Received]):

@@ -79,6 +79,18 @@ class Router:
         self._values = values or PolicyValues()
         self._rates = dict(rates)
 
+    def probabilities(self, vector: Sequence[float] | None, text: str) -> dict[str, float]:
+        """The head's opinion by intent, in the order of INTENTS; all the same where nothing can be judged.
+
+        Args:
+            vector: the encoder's for `text`; None while the encoder is down.
+            text: of the input; nothing can be judged where it is blank.
+        """
+        if vector is None or not text.strip():
+            return dict.fromkeys(INTENTS, 1 / len(INTENTS))
+        found = self._head.probabilities(features(vector, text))
+        return {intent: found[intent] for intent in INTENTS}
+
     def decide(self, vector: Sequence[float] | None, text: str, situation: Situation) -> Route:
         """The route of one input. Any text gets one; a blank text abstains, and so does one without a vector.
 
@@ -93,11 +105,7 @@ class Router:
         obstacle = (
             "no text to judge by" if not text.strip() else "the encoder is down" if vector is None else ""
         )
-        if vector is None or obstacle:
-            probabilities = dict.fromkeys(INTENTS, 1 / len(INTENTS))
-        else:
-            found = self._head.probabilities(features(vector, text))
-            probabilities = {intent: found[intent] for intent in INTENTS}
+        probabilities = self.probabilities(vector, text)
         usable = policy.slices_for_input(situation)
         chosen, reason = self._choose(probabilities, situation, usable, obstacle)
         return Route(

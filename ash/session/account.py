@@ -34,13 +34,16 @@ class Account:
         """A generation ended on `slice_name`."""
         admitted, self._admitted = self._admitted, None
         prompt = admitted.prompt_tokens if admitted else 0
+        reused = admitted.reused_tokens if admitted else 0
+        if item.prompt_tokens is not None:
+            prompt, reused = item.prompt_tokens, item.reused_tokens or 0
         self._usage.append(
             TokenUsage(
                 provider="ash",
                 model=slice_name,
                 input_tokens=prompt,
                 output_tokens=item.output_tokens,
-                cached_input_tokens=admitted.reused_tokens if admitted else 0,
+                cached_input_tokens=reused,
                 total_tokens=prompt + item.output_tokens,
             )
         )

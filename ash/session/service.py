@@ -171,6 +171,7 @@ class Sessions:
             self._agents.pop(session_id, None)
             agent.hub.close()
             await self._store.delete(session_id)
+            await self._ports.slices.forget(session_id)
         finally:
             self._deleting.discard(session_id)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from ash.domain.errors import ConfigError, ModelFileError
 from ash.slices.gguf import read_header
 from ash.slices.models import expected_sha256, locate_model, sha256_of
-from ash.slices.spec import SliceSpec
+from ash.slices.spec import MODEL_SCHEME, SliceSpec
 from ash.slices.templates import template_source
 
 
@@ -27,6 +29,7 @@ class CheckResult(Struct, frozen=True):
         tensor_types: number of tensors by quantisation type, most frequent first.
         context_length: tokens of context the model was trained for.
         licence: what the file says of its licence.
+        endpoint: the address of a remote slice, which has no file to look at; None for others.
         problem: why the slice cannot be used; None if it can.
     """
 
@@ -39,6 +42,7 @@ class CheckResult(Struct, frozen=True):
     tensor_types: dict[str, int] = {}
     context_length: int | None = None
     licence: str | None = None
+    endpoint: str | None = None
     problem: str | None = None
 
 
@@ -54,6 +58,7 @@ def validate(specs: Sequence[SliceSpec]) -> None:
             raise ConfigError(f"slices.{spec.name}: there are two slices of this name; rename one")
         by_name[spec.name] = spec
         _validate_sizes(spec)
+        _validate_remote(spec)
         if spec.template is not None:
             template_source(spec.template)
     for spec in specs:
@@ -61,7 +66,12 @@ def validate(specs: Sequence[SliceSpec]) -> None:
 
 
 def check(spec: SliceSpec, *, cache_folder: Path) -> CheckResult:
-    """Look at the model file of `spec`. Reads the whole file: call it from a thread."""
+    """Look at the model file of `spec`, if it is a local one; no endpoint is asked.
+
+    Reads the whole file: call it from a thread.
+    """
+    if spec.remote is not None:
+        return CheckResult(spec.name, endpoint=spec.remote.url)
     try:
         path = locate_model(spec.model, cache_folder=cache_folder)
     except ModelFileError as error:
@@ -103,6 +113,50 @@ def _validate_sizes(spec: SliceSpec) -> None:
         raise ConfigError(
             f'slices.{spec.name}.kv_type = {spec.kv_type!r} needs flash_attention = "on" or "auto"'
         )
+
+
+def _validate_remote(spec: SliceSpec) -> None:
+    """An `openai:` model and a [remote] table belong together, and the table has to make sense."""
+    key = f"slices.{spec.name}"
+    is_remote_model = spec.model.startswith(MODEL_SCHEME)
+    if spec.remote is None:
+        if is_remote_model:
+            raise ConfigError(f"{key}.model = {spec.model!r} needs a table [{key}.remote] with the url")
+        return
+    if not is_remote_model:
+        raise ConfigError(
+            f"{key}.remote belongs to a model at an endpoint, but model = {spec.model!r}; write "
+            f"{MODEL_SCHEME}NAME, or take the table out"
+        )
+    if not spec.model.removeprefix(MODEL_SCHEME).strip():
+        raise ConfigError(f"{key}.model = {spec.model!r}: write the name of the model behind {MODEL_SCHEME}")
+    _validate_url(f"{key}.remote.url", spec.remote.url)
+    least_of = {"concurrency": 1, "retries": 0, "backoff_s": 0, "breaker_failures": 1}
+    for name, least in least_of.items():
+        if not least <= getattr(spec.remote, name) < inf:
+            raise ConfigError(
+                f"{key}.remote.{name} = {getattr(spec.remote, name)}: it has to be {least} or more"
+            )
+    for name in ("connect_timeout_s", "first_token_timeout_s", "idle_timeout_s", "breaker_reset_s"):
+        if not 0 < getattr(spec.remote, name) < inf:
+            raise ConfigError(f"{key}.remote.{name} = {getattr(spec.remote, name)}: it has to be above 0")
+
+
+def _validate_url(key: str, url: str) -> None:
+    example = "write one such as http://127.0.0.1:8080/v1"
+    try:
+        parts = urlsplit(url)
+        # Read for its check.
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{key}: no web address ({error}); {example}") from error
+    # The url itself is shown only where it holds no secret.
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"{key}: it holds a name or password; put the key into a variable, `api_key_env`")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(f"{key} = {url!r}: no http or https address; {example}")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{key}: leave out what follows the path, from ? or # on; {example}")
 
 
 def _validate_fallbacks(spec: SliceSpec, by_name: dict[str, SliceSpec]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 
 import msgspec
 import structlog
 
 from ash.domain.errors import EngineCrashed, ModelFileError, SliceError, SliceUnavailable
 from ash.domain.ports import Engine, Generation
-from ash.domain.values import Delta, Finished, GenerateRequest, SliceFacts, SliceItem, SliceNotice
-from ash.slices.cancellation import unless
+from ash.domain.values import Admitted, Delta, Finished, GenerateRequest, SliceFacts, SliceItem, SliceNotice
+from ash.slices.admission import SliceAdmission
+from ash.slices.residency import ResidencyLimits
+from ash.slices.sizes import SizeSource
 from ash.slices.spec import SliceSpec
 
 _log = structlog.get_logger(__name__)
@@ -31,9 +34,10 @@ class PooledGeneration:
         self._request = request
         self._cancelled = asyncio.Event()
         self._running: Generation | None = None
+        self._arrival = pool.admission.arrive()
 
     def cancel(self) -> None:
-        """Stop soon, also during a load or a retry."""
+        """Stop soon, also while waiting for a slice."""
         self._cancelled.set()
         if self._running is not None:
             self._running.cancel()
@@ -71,40 +75,61 @@ class PooledGeneration:
 
     async def _attempt(self, name: str, request: GenerateRequest) -> AsyncGenerator[SliceItem, None]:
         engine = self._pool.engine(name)
-        if not engine.loaded and not self._cancelled.is_set():
-            began = time.monotonic()
-            first = self._pool.begin_load(name)
+        admission = self._pool.admission
+        async with admission.place(name, self._arrival, self._cancelled) as notices:
+            if notices is None:
+                yield Finished("cancelled", 0)
+                return
+            for notice in notices:
+                yield notice
+            admitted: Admitted | None = None
+            self._running = engine.generate(request)
             try:
-                await unless(self._cancelled, engine.open())
+                async for item in self._running:
+                    match item:
+                        case Admitted():
+                            admitted = item
+                        case Finished() if admitted is not None:
+                            admission.meters[name].answered(admitted, item)
+                    yield item
             finally:
-                self._pool.end_load(name, first=first)
-            if first and not self._cancelled.is_set():
-                yield SliceNotice(name, "loaded", f"{time.monotonic() - began:.1f} s")
-        if self._cancelled.is_set():
-            yield Finished("cancelled", 0)
-            return
-        self._running = engine.generate(request)
-        try:
-            async for item in self._running:
-                yield item
-        finally:
-            # Ends it when the consumer has left in the middle; harmless when it is over.
-            self._running.cancel()
-            self._running = None
+                # Ends it when the consumer has left in the middle; harmless when it is over.
+                self._running.cancel()
+                self._running = None
 
 
 class SlicePool:
-    """All slices (port Slices). What is loaded, and when it goes again, is decided here.
+    """All slices (port Slices). When they are loaded and evicted is decided by `residency`.
 
     Args:
         engines: by slice name.
         specs: the catalogue, checked by `catalog.validate`.
+        limits: memory budget and times; the default has no budget, and nothing is evicted.
+        sizes: what slices are expected to take; None only without a budget.
+        measure: by slice name, the bytes that it takes now; slices without stay at what was expected.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], specs: Sequence[SliceSpec]) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        specs: Sequence[SliceSpec],
+        *,
+        limits: ResidencyLimits | None = None,
+        sizes: SizeSource | None = None,
+        measure: Mapping[str, Callable[[], int]] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engines = dict(engines)
         self._specs = {spec.name: spec for spec in specs}
-        self._loading: set[str] = set()
+        self.admission = SliceAdmission(
+            self._engines,
+            specs,
+            limits=limits or ResidencyLimits(),
+            sizes=sizes,
+            measure=measure,
+            clock=clock,
+        )
         self.is_closed = False
 
     def facts(self) -> tuple[SliceFacts, ...]:
@@ -116,6 +141,7 @@ class SlicePool:
                 context=spec.context,
                 vision=spec.vision,
                 resident=self._engines[spec.name].loaded,
+                rates=self.admission.meters[spec.name].rates(self.admission.bytes_of(spec.name)),
             )
             for spec in self._specs.values()
         )
@@ -124,9 +150,14 @@ class SlicePool:
         """See the port."""
         return PooledGeneration(self, slice_name, request)
 
+    async def forget(self, session_id: str) -> None:
+        """See the port."""
+        await asyncio.gather(*(engine.forget(session_id) for engine in self._engines.values()))
+
     async def close(self) -> None:
         """Close every engine; what runs ends with EngineCrashed and is not retried."""
         self.is_closed = True
+        await self.admission.close()
         await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
     def engine(self, name: str) -> Engine:
@@ -148,14 +179,3 @@ class SlicePool:
         """The slice that answers when `name` keeps failing; None when there is none or all is closed."""
         spec = self._specs.get(name)
         return spec.fallback if spec is not None and not self.is_closed else None
-
-    def begin_load(self, name: str) -> bool:
-        """Say that a load is waited for; True for the first one who does, who reports it."""
-        first = name not in self._loading
-        self._loading.add(name)
-        return first
-
-    def end_load(self, name: str, *, first: bool) -> None:
-        """Say that the wait is over."""
-        if first:
-            self._loading.discard(name)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from ash.domain.errors import EngineCrashed, PromptTooLong, SliceUnavailable, TemplateError
+from ash.domain.errors import EngineCrashed, FormatError, PromptTooLong, SliceUnavailable, TemplateError
 from ash.domain.values import Admitted, Delta, EngineItem, Finished, GenerateRequest
 from ash.slices.cancellation import unless
 from ash.slices.models import prepare_model
 from ash.slices.spec import SliceSpec
+from ash.slices.state_folders import forget_states, model_states_folder
 from ash.slices.worker.messages import (
     UNACKNOWLEDGED_TOKENS,
     Begun,
@@ -85,6 +87,7 @@ class LocalEngine:
     Args:
         spec: what to run.
         cache_folder: where a model that comes in parts is put together.
+        states_folder: where sessions' KV states outlive the worker; None keeps them in its RAM only.
         step_limit_s: a decode step that takes longer counts as a crash.
         heartbeat_limit_s: so does a worker that does not answer for so long.
         load_limit_s: a load that takes longer fails.
@@ -95,12 +98,14 @@ class LocalEngine:
         spec: SliceSpec,
         *,
         cache_folder: Path,
+        states_folder: Path | None = None,
         step_limit_s: float = 120.0,
         heartbeat_limit_s: float = 10.0,
         load_limit_s: float = 600.0,
     ) -> None:
         self._spec = spec
         self._cache_folder = cache_folder
+        self._states_folder = states_folder / spec.name if states_folder is not None else None
         self._step_limit_s = step_limit_s
         self._heartbeat_limit_s = heartbeat_limit_s
         self._load_limit_s = load_limit_s
@@ -171,6 +176,13 @@ class LocalEngine:
         """See the port. The model is loaded if it is not."""
         return LocalGeneration(self, request)
 
+    async def forget(self, session_id: str) -> None:
+        """Remove the KV state of a session that was deleted, in memory and on disk."""
+        if self._worker is not None:
+            self._worker.forget(session_id)
+        if self._states_folder is not None:
+            await asyncio.to_thread(forget_states, self._states_folder, session_id)
+
     async def ensure_worker(self) -> WorkerProcess:
         """The running worker, started if there is none.
 
@@ -182,7 +194,10 @@ class LocalEngine:
         if self._worker is not None and self._worker.ready is not None:
             return self._worker
         if self._loading is None or self._loading.done():
-            self._loading = asyncio.create_task(self._load(), name=f"load {self.name}")
+            # A context of its own: the worker outlives the run that happens to start it, also in the log.
+            self._loading = asyncio.create_task(
+                self._load(), name=f"load {self.name}", context=contextvars.Context()
+            )
             # Marks a failure as seen, should every caller have gone by then.
             self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         loading = self._loading
@@ -196,6 +211,11 @@ class LocalEngine:
 
     async def _load(self) -> WorkerProcess:
         path = await asyncio.to_thread(prepare_model, self._spec, cache_folder=self._cache_folder)
+        folder: Path | None = None
+        if self._states_folder is not None:
+            folder = await asyncio.to_thread(
+                model_states_folder, self._states_folder, self._spec, path, cache_folder=self._cache_folder
+            )
         worker = WorkerProcess(
             self._spec,
             heartbeat_limit_s=self._heartbeat_limit_s,
@@ -203,7 +223,7 @@ class LocalEngine:
             load_limit_s=self._load_limit_s,
         )
         self._worker = worker
-        ready = await worker.load(path)
+        ready = await worker.load(path, folder)
         _log.info("slice loaded", slice=self.name, model=ready.description, seconds=round(ready.load_s, 2))
         return worker
 
@@ -221,6 +241,8 @@ def _item(update: Update | EngineCrashed, name: str) -> Admitted | Progress | Fi
             raise PromptTooLong(update.message, limit=update.limit)
         case Refused(kind="template"):
             raise TemplateError(update.message)
+        case Refused(kind="format"):
+            raise FormatError(update.message)
         case Refused():
             raise EngineCrashed(f"slice {name}: {update.message}")
         case EngineCrashed():

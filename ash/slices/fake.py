@@ -121,6 +121,10 @@ class FakeEngine:
         self._closed = True
         self.crash("the engine was closed")
 
+    async def forget(self, session_id: str) -> None:
+        """See the port; a session that comes back begins with an empty cache."""
+        self._prompts.pop(session_id, None)
+
     def generate(self, request: GenerateRequest) -> FakeGeneration:
         """See the port."""
         return FakeGeneration(self, request)

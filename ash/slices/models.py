@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote, unquote
 
 from huggingface_hub import try_to_load_from_cache
+from msgspec import Struct
 
 from ash.domain.errors import ModelFileError
 from ash.slices.gguf import read_header
@@ -25,8 +27,39 @@ BUNDLED_SHA256: Final = {
 """Digests of the files in the packages that Ash names in its own config.toml."""
 
 _PART: Final = re.compile(r"(?P<name>[^/]+\.gguf)\.part(?P<number>\d+)$")
+_SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")  # gguf-split
 _DIGESTS: Final = "verified.json"
 _BLOCK: Final = 1024 * 1024
+
+
+class HubReference(Struct, frozen=True):
+    """What stands behind `hf:`: a file of a repository on the Hugging Face Hub.
+
+    `revision` is a branch, a tag or a commit; None stands for the main branch.
+    """
+
+    repository: str
+    file: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubReference:
+        """From `ORG/REPO/FILE.gguf` or `ORG/REPO@REVISION/FILE.gguf`; the file may lie in a folder, and a
+        revision has %2F for a slash.
+
+        Raises:
+            ModelFileError: it has another form.
+        """
+        organisation, _, rest = text.partition("/")
+        name, _, file = rest.partition("/")
+        name, at, revision = name.partition("@")
+        if not (organisation and name and file.endswith(".gguf")) or bool(at) != bool(revision):
+            raise ModelFileError(f"hf:{text} names no model file; write hf:ORG/REPO/FILE.gguf")
+        return cls(f"{organisation}/{name}", file, unquote(revision) or None)
+
+    def __str__(self) -> str:
+        at = f"@{quote(self.revision, safe='')}" if self.revision is not None else ""
+        return f"hf:{self.repository}{at}/{self.file}"
 
 
 def prepare_model(spec: SliceSpec, *, cache_folder: Path) -> Path:
@@ -49,7 +82,9 @@ def prepare_model(spec: SliceSpec, *, cache_folder: Path) -> Path:
             path.unlink()
             path = locate_model(spec.model, cache_folder=cache_folder)
             verify_sha256(path, expected, cache_folder=cache_folder)
-    read_header(path)
+    header = read_header(path)
+    if header.context_length == 0:
+        raise ModelFileError(f"{path} says that it was made for a context of 0 tokens: it cannot answer")
     return path
 
 
@@ -65,7 +100,8 @@ def locate_model(reference: str, *, cache_folder: Path) -> Path:
     """The local file that `reference` stands for.
 
     Args:
-        reference: `package:NAME`, `path:FILE` or `hf:ORG/REPO/FILE.gguf`.
+        reference: `package:NAME`, `path:FILE` or `hf:ORG/REPO[@REVISION]/FILE.gguf`. Of a model that was
+            split into several files the first one.
         cache_folder: where a model that comes in parts is put together.
 
     Raises:
@@ -76,10 +112,7 @@ def locate_model(reference: str, *, cache_folder: Path) -> Path:
         case "package":
             return _in_package(rest, cache_folder)
         case "path":
-            path = Path(rest).expanduser()
-            if not path.is_file():
-                raise ModelFileError(f"there is no model file {path}; correct the slice's `model`")
-            return path
+            return _at_path(rest)
         case "hf":
             return _in_hugging_face_cache(rest)
         case _:
@@ -89,26 +122,38 @@ def locate_model(reference: str, *, cache_folder: Path) -> Path:
 
 
 def verify_sha256(path: Path, expected: str, *, cache_folder: Path) -> None:
-    """Check the digest of `path`, once for each version of the file (size, time of change and inode).
+    """Check the digest of `path`, once for each version of the file.
 
     Raises:
         ModelFileError: it has another digest.
     """
-    status = path.stat()
-    version = [status.st_size, status.st_mtime_ns, status.st_ino]
-    known = _read_digests(cache_folder)
-    entry = known.get(str(path))
-    if isinstance(entry, dict) and entry.get("version") == version:
-        actual = entry.get("sha256")
-    else:
-        actual = sha256_of(path)
-        known[str(path)] = {"version": version, "sha256": actual}
-        _replace(cache_folder / _DIGESTS, [json.dumps(known, indent=1).encode()])
+    actual = cached_sha256(path, cache_folder=cache_folder)
     if actual != expected:
         raise ModelFileError(
             f"{path} has sha256 {actual} instead of {expected}: it was changed or is another model; "
             "fetch it again, or correct the slice's `sha256`"
         )
+
+
+def cached_sha256(path: Path, *, cache_folder: Path) -> str:
+    """The digest of `path`, computed once for each version of the file (size, time of change and inode).
+
+    Raises:
+        ModelFileError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    version = [status.st_size, status.st_mtime_ns, status.st_ino]
+    known = _read_digests(cache_folder)
+    entry = known.get(str(path))
+    if isinstance(entry, dict) and entry.get("version") == version:
+        return str(entry.get("sha256"))
+    digest = sha256_of(path)
+    known[str(path)] = {"version": version, "sha256": digest}
+    _replace(cache_folder / _DIGESTS, [json.dumps(known, indent=1).encode()])
+    return digest
 
 
 def sha256_of(path: Path) -> str:
@@ -215,15 +260,52 @@ def _read_digests(cache_folder: Path) -> dict[str, object]:
     return known if isinstance(known, dict) else {}
 
 
-def _in_hugging_face_cache(rest: str) -> Path:
-    parts = rest.split("/")
-    if len(parts) < 3 or not rest.endswith(".gguf"):
-        raise ModelFileError(f"hf:{rest} names no model file; write hf:ORG/REPO/FILE.gguf")
-    repository, file = "/".join(parts[:2]), "/".join(parts[2:])
-    found = try_to_load_from_cache(repository, file)
+def _at_path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+        if not path.exists():
+            raise ModelFileError(f"there is no model file {path}; correct the slice's `model`")
+        if not path.is_file():
+            raise ModelFileError(
+                f"{path} is no regular file; name the model file itself in the slice's `model`"
+            )
+    except (OSError, RuntimeError) as error:
+        # A folder that may not be entered, a circle of links, a name that is too long, a home of nobody.
+        raise ModelFileError(f"{text} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return _with_all_parts(path, "correct the slice's `model`")
+
+
+def _in_hugging_face_cache(text: str) -> Path:
+    reference = HubReference.parse(text)
+    try:
+        found = try_to_load_from_cache(
+            reference.repository, reference.file, revision=reference.revision or "main"
+        )
+    except ValueError as error:
+        raise ModelFileError(f"hf:{text} names no model file: {error}") from error
     if not isinstance(found, str):
         raise ModelFileError(
-            f"{file} of {repository} is not in the Hugging Face cache; fetch it with: "
-            f"hf download {repository} {file}, or place the file anywhere and write path:FILE"
+            f"{reference.file} of {reference.repository} is not in the Hugging Face cache; fetch it with: "
+            f"ash slices pull {reference}, or place the file anywhere and write path:FILE"
         )
-    return Path(found)
+    return _with_all_parts(Path(found), f"fetch it with: ash slices pull {reference}")
+
+
+def split_parts(file: str) -> tuple[str, ...]:
+    """The names of all files of a model that was split as `file` says; `file` itself if it was not."""
+    match = _SPLIT.fullmatch(file)
+    if match is None or int(match["total"]) == 0:
+        return (file,)
+    total = int(match["total"])
+    return tuple(f"{match['stem']}-{number:05}-of-{total:05}.gguf" for number in range(1, total + 1))
+
+
+def _with_all_parts(path: Path, remedy: str) -> Path:
+    """`path`, if llama.cpp finds all files of a split model from there."""
+    parts = split_parts(path.name)
+    missing = [part for part in parts if not (path.parent / part).exists()]
+    if missing:
+        raise ModelFileError(
+            f"{path} is one of {len(parts)} parts, and {missing[0]} is not beside it; {remedy}"
+        )
+    return path.parent / parts[0]

@@ -8,12 +8,16 @@ from msgspec import Struct
 
 from ash.domain.values import Sampling
 
+MODEL_SCHEME = "openai:"
+"""What the `model` of a remote slice begins with."""
+
 
 class RemoteSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """An OpenAI-compatible endpoint that runs a slice.
 
     Attributes:
         url: base of the API, such as `http://127.0.0.1:8080/v1`.
+        dialect: which fields beyond OpenAI's it takes; `auto` asks it (ash/slices/remote/dialect.py).
         api_key_env: the environment variable that holds the key; empty if the endpoint wants none.
         concurrency: requests that run at the same time; others wait.
         connect_timeout_s: for the connection.
@@ -26,6 +30,7 @@ class RemoteSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     url: str
+    dialect: Literal["auto", "openai", "llamacpp", "vllm"] = "auto"
     api_key_env: str = ""
     concurrency: int = 8
     connect_timeout_s: float = 5.0

@@ -1,8 +1,16 @@
-"""What every Engine must do: run on the shipped fake and on llama.cpp with the nano slice."""
+"""What every Engine must do.
+
+Run on the shipped fake, on llama.cpp with the nano slice, on an OpenAI-compatible stand-in, and on a real
+llama-server with the nano model where there is one (ASH_LLAMA_SERVER names its program).
+"""
 
 import asyncio
 import itertools
+import os
+import re
+import subprocess
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,7 +30,10 @@ from ash.domain.values import (
 )
 from ash.slices.engine import LocalEngine
 from ash.slices.fake import FakeEngine
-from ash.slices.spec import SliceSpec
+from ash.slices.models import prepare_model
+from ash.slices.remote.engine import RemoteEngine
+from ash.slices.spec import RemoteSpec, SliceSpec
+from tests.integration.openai_stand_in import StandIn, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,18 +59,64 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+@asynccontextmanager
+async def llama_server(model_cache: Path) -> AsyncIterator[str]:
+    """A running llama-server with the nano model and as many slots as the local engine; gives its url."""
+    program = os.environ.get("ASH_LLAMA_SERVER")
+    if program is None:
+        pytest.skip("ASH_LLAMA_SERVER does not name a llama-server program")
+    model = prepare_model(NANO, cache_folder=model_cache)
+    arguments = ["--model", str(model), "--host", "127.0.0.1", "--port", "0", "--no-webui", "--threads", "1"]
+    arguments += ["--ctx-size", str(CONTEXT * NANO.slots), "--parallel", str(NANO.slots)]
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, "--flash-attn", "off", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    lines = process.stderr
+    try:
+        url = ""
+        while not url:
+            line = (await lines.readline()).decode()
+            assert line, f"{program} ended before it listened"
+            if found := re.search(r"listening on (http://\S+)", line):
+                url = found[1] + "/v1"
+        # Nobody may wait for a full pipe.
+        drain = asyncio.create_task(lines.read())
+        yield url
+    finally:
+        process.terminate()
+        await process.wait()
+        await drain
+
+
 @pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=["fake", pytest.param("nano", marks=pytest.mark.slices)]
+    scope="module",
+    loop_scope="module",
+    params=[
+        "fake",
+        "stand-in",
+        pytest.param("nano", marks=pytest.mark.slices),
+        pytest.param("llama-server", marks=[pytest.mark.slices, pytest.mark.slow]),
+    ],
 )
 async def engine(request: pytest.FixtureRequest, model_cache: Path) -> AsyncIterator[Engine]:
     engine: Engine
-    if request.param == "fake":
-        engine = FakeEngine("nano", story, context=CONTEXT)
-    else:
-        engine = LocalEngine(NANO, cache_folder=model_cache)
-    await engine.open()
-    yield engine
-    await engine.close()
+    async with AsyncExitStack() as stack:
+        match request.param:
+            case "fake":
+                engine = FakeEngine("nano", story, context=CONTEXT)
+            case "nano":
+                engine = LocalEngine(NANO, cache_folder=model_cache)
+            case "stand-in":
+                stand_in = await stack.enter_async_context(serving(StandIn(context=CONTEXT)))
+                engine = RemoteEngine(stand_in.spec(), environment={})
+            case _:
+                url = await stack.enter_async_context(llama_server(model_cache))
+                spec = SliceSpec("nano", "nano", "openai:nano", remote=RemoteSpec(url), context=CONTEXT)
+                engine = RemoteEngine(spec, environment={})
+        await engine.open()
+        yield engine
+        await engine.close()
 
 
 def ask(

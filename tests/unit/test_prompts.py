@@ -28,6 +28,9 @@ class ByteVocabulary:
     def is_end(self, token: int) -> bool:
         return False
 
+    def is_control(self, token: int) -> bool:
+        return False
+
 
 def builder(source: str = TRANSCRIPT, *, context: int = 200, bos: str = "") -> PromptBuilder:
     return PromptBuilder(

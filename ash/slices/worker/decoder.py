@@ -10,9 +10,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+from typing import Literal
 
+from ash.domain.errors import FormatError
+from ash.slices.worker.arrangement import next_move
 from ash.slices.worker.generation import Generation
 from ash.slices.worker.inference import BatchEntry, Inference, Vocabulary
 from ash.slices.worker.messages import (
@@ -25,34 +28,31 @@ from ash.slices.worker.messages import (
     Update,
     WorkerStatistics,
 )
+from ash.slices.worker.pace import Pace
 from ash.slices.worker.schedule import Decoding, Prefill, plan_step
-from ash.slices.worker.sequence import TokenisedText
 from ash.slices.worker.slots import SlotTable
+from ash.slices.worker.tokenising import tokenised
 
 _NO_KV_ROOM = 1  # llama_decode: could not find a KV slot for the batch
 
 Command = Callable[[], None]
-
-
-def tokenised(vocabulary: Vocabulary, text: bytes) -> TokenisedText:
-    """`text` as tokens with the bytes that each stands for."""
-    tokens = vocabulary.tokenise(text)
-    return TokenisedText.of(text, tokens, [vocabulary.piece(token) for token in tokens])
+_Served = tuple[Generation, BatchEntry]
 
 
 class Decoder:
     """Runs generations side by side on one model.
 
-    `submit`, `cancel`, `acknowledge`, `stop` and `statistics` may be called from any thread; `run` is the
-    loop of the thread that owns `inference`.
+    `submit`, `cancel`, `acknowledge`, `forget`, `wake`, `stop` and `statistics` may be called from any
+    thread; `run` is the loop of the thread that owns `inference`.
 
     Args:
         inference: the model and its KV cache.
         vocabulary: its tokens.
-        slots: the sequences of the KV cache.
+        slots: who has which sequence of the KV cache.
+        slot_count: how many there are.
         context: the most tokens of a sequence.
         batch: the most tokens of a step.
-        prefill_chunk: the most prompt tokens of a step while something decodes.
+        pace: how many prompt tokens a step may hold.
         send: takes the results of each step.
     """
 
@@ -62,17 +62,19 @@ class Decoder:
         vocabulary: Vocabulary,
         slots: SlotTable,
         *,
+        slot_count: int,
         context: int,
         batch: int,
-        prefill_chunk: int,
+        pace: Pace,
         send: Callable[[Step], None],
     ) -> None:
         self._inference = inference
         self._vocabulary = vocabulary
         self._slots = slots
+        self._slot_count = slot_count
         self._context = context
         self._batch = batch
-        self._prefill_chunk = prefill_chunk
+        self._pace = pace
         self._send = send
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         self._running = True
@@ -101,6 +103,14 @@ class Decoder:
         """The consumer has taken `tokens` tokens."""
         self._inbox.put(lambda: self._acknowledge(id, tokens))
 
+    def forget(self, session: str) -> None:
+        """Remove every trace of a session that was deleted."""
+        self._inbox.put(lambda: self._slots.forget(session))
+
+    def wake(self) -> None:
+        """Look again whether there is something to do."""
+        self._inbox.put(lambda: None)
+
     def stop(self) -> None:
         """Leave `run` after the current step."""
         self._inbox.put(self._stop)
@@ -117,10 +127,16 @@ class Decoder:
             active=len(self._active),
             waiting=len(self._waiting),
             resident_sessions=self._slots.resident_sessions,
-            paged_sessions=self._slots.paged_sessions,
-            paged_bytes=self._slots.paged_bytes,
+            unsaved_sessions=self._slots.unsaved_sessions,
             preempted=self._preempted,
         )
+
+    def save_all(self) -> None:
+        """Save what has changed of every session; after `run` has returned."""
+        for generation in list(self._active.values()):
+            self._leave(generation)
+        while self._slots.save_one_idle():
+            pass
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -131,7 +147,9 @@ class Decoder:
             served = self._plan()
             if served:
                 self._step(served)
-            idle = not served
+            # One a step: a few milliseconds, so that a killed process costs nobody their history.
+            saved = self._slots.save_one_idle()
+            idle = not served and not saved
             if self._updates:
                 updates, self._updates = self._updates, []
                 self._send(Step(updates))
@@ -177,7 +195,7 @@ class Decoder:
         if self._cache_is_full:
             return
         for generation in list(self._waiting):
-            if self._slots.is_busy(generation.session):
+            if self._slots.is_busy(generation.session) or self._awaits_prefix(generation):
                 continue
             resident = self._slots.claim(generation.session, generation.sequence)
             if resident is None:
@@ -189,10 +207,22 @@ class Decoder:
             if generation.sampler is None:
                 self._begin(generation)
 
+    def _awaits_prefix(self, generation: Generation) -> bool:
+        """True while somebody else computes the system prompt that this new session begins with."""
+        shared = generation.prompt.shared
+        return (
+            bool(shared)
+            and not self._slots.holds(generation.session)
+            and any(other.computes_prefix == shared for other in self._active.values())
+        )
+
     def _begin(self, generation: Generation) -> None:
         reused = self._slots.load(
             generation.held, generation.prompt.text, lambda text: tokenised(self._vocabulary, text)
         )
+        shared = generation.prompt.shared
+        if reused < len(shared) and not self._slots.has_prefix(shared):
+            generation.computes_prefix = shared
         sampling = generation.sampling
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         generation.sampler = self._inference.new_sampler(sampling, seed=seed)
@@ -209,7 +239,7 @@ class Decoder:
             )
         )
 
-    def _plan(self) -> list[tuple[Generation, BatchEntry]]:
+    def _plan(self) -> list[_Served]:
         """The generations of the next step and their tokens, by slot so that neighbours lie together."""
         decoding: list[Decoding] = []
         prefills: list[Prefill] = []
@@ -227,31 +257,59 @@ class Decoder:
                         waited=self._steps - generation.arrived_step,
                     )
                 )
-        plan = plan_step(decoding, prefills, batch=self._batch, prefill_chunk=self._prefill_chunk)
+        self._gather(decoding)
+        chunk = self._pace.prompt_tokens(decoding=len(decoding))
+        plan = plan_step(decoding, prefills, batch=self._batch, prefill_chunk=chunk)
         served = [(self._active[key], 1) for key in plan.decode]
         served += [(self._active[key], tokens) for key, tokens in plan.prefill]
         served.sort(key=lambda entry: entry[0].held.slot)
         return [(generation, _entry(generation, tokens)) for generation, tokens in served]
 
-    def _step(self, served: list[tuple[Generation, BatchEntry]]) -> None:
-        self._step_began = time.monotonic()
+    def _gather(self, decoding: Sequence[Decoding]) -> None:
+        """Bring the sequences that decode together, one move a step so that no step takes long."""
+        slots = {self._active[entry.key].held.slot for entry in decoding}
+        move = next_move(slots, self._slot_count)
+        if move is not None and len(self._active) == len(decoding):
+            self._slots.move(*move)
+
+    def _step(self, served: Sequence[_Served]) -> None:
+        began = self._step_began = time.monotonic()
+        prefilled = sum(len(entry.tokens) for generation, entry in served if not generation.is_decoding)
         code = self._inference.decode([entry for _, entry in served])
         if code == 0:
-            index = -1
-            for generation, entry in served:
-                index += len(entry.tokens)
-                self._advance(generation, entry, index)
+            self._advance_all(served)
+            decoding = sum(generation.first_token_at is not None for generation, _ in served)
+            self._pace.observe(decoding=decoding, prefilled=prefilled, seconds=time.monotonic() - began)
         else:
             for generation, _ in served:
                 self._slots.cut(generation.held)
             if code == _NO_KV_ROOM:
                 self._make_room()
             else:
-                for generation, _ in served:
-                    self._refuse(generation, f"llama_decode failed with code {code} on this batch")
-        self._busy_s += time.monotonic() - self._step_began
+                self._step_one_by_one(served, code)
+        self._busy_s += time.monotonic() - began
         self._step_began = None
         self._steps += 1
+
+    def _step_one_by_one(self, served: Sequence[_Served], code: int) -> None:
+        """After a failed batch, find out whose tokens failed: the others go on."""
+        for generation, entry in served:
+            alone = _entry(generation, len(entry.tokens))
+            failure = self._inference.decode([alone]) if len(served) > 1 else code
+            if failure == 0:
+                self._advance_all([(generation, alone)])
+            else:
+                self._slots.cut(generation.held)
+                self._refuse(generation, f"llama_decode failed with code {failure} on this session's tokens")
+
+    def _advance_all(self, served: Sequence[_Served]) -> None:
+        index = -1
+        for generation, entry in served:
+            index += len(entry.tokens)
+            try:
+                self._advance(generation, entry, index)
+            except FormatError as error:
+                self._refuse(generation, str(error), kind="format")
 
     def _advance(self, generation: Generation, entry: BatchEntry, index: int) -> None:
         """Count what was computed, and draw the next token where the step gave logits."""
@@ -259,12 +317,20 @@ class Decoder:
         generation.served_step = self._steps
         if generation.first_token_at is None:
             self._prefilled_tokens += len(entry.tokens)
+        sequence = generation.held.sequence
+        if generation.computes_prefix and sequence.cached == len(generation.computes_prefix):
+            self._slots.save_prefix(generation.held, generation.computes_prefix)
+            generation.computes_prefix = ()
         if not entry.wants_logits:
             return
         assert generation.sampler is not None
         if generation.first_token_at is None:
             generation.first_token_at = time.monotonic()
-        self._take_token(generation, self._inference.sample(generation.sampler, index))
+            self._slots.set_checkpoint(generation.held)
+        token = self._inference.sample(generation.sampler, index, generation.constraint)
+        if generation.constraint is not None and not self._vocabulary.is_end(token):
+            generation.constraint.accept(token)
+        self._take_token(generation, token)
 
     def _take_token(self, generation: Generation, token: int) -> None:
         sequence = generation.held.sequence
@@ -279,6 +345,8 @@ class Decoder:
         self._show(generation, shown.text)
         if shown.stopped:
             self._end(generation, "stop", flush=False)
+        elif generation.constraint is not None and generation.constraint.is_complete:
+            self._end(generation, "stop")
         elif generation.output_tokens >= generation.prompt.max_output or len(sequence) >= self._context:
             self._end(generation, "length")
 
@@ -305,8 +373,10 @@ class Decoder:
         )
         self._leave(generation)
 
-    def _refuse(self, generation: Generation, message: str) -> None:
-        self._updates.append(Refused(generation.id, "failed", message))
+    def _refuse(
+        self, generation: Generation, message: str, *, kind: Literal["failed", "format"] = "failed"
+    ) -> None:
+        self._updates.append(Refused(generation.id, kind, message))
         self._leave(generation)
 
     def _leave(self, generation: Generation) -> None:
@@ -338,6 +408,9 @@ class Decoder:
 def _entry(generation: Generation, tokens: int) -> BatchEntry:
     sequence = generation.held.sequence
     start = sequence.cached
+    if start < len(generation.computes_prefix):
+        # Stop where the common beginning ends: its state is saved there.
+        tokens = min(tokens, len(generation.computes_prefix) - start)
     return BatchEntry(
         slot=generation.held.slot,
         position=start,

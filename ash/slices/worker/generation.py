@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ash.domain.values import Sampling
-from ash.slices.worker.inference import Sampler
+from ash.slices.worker.inference import Constraint, Sampler
 from ash.slices.worker.messages import UNACKNOWLEDGED_TOKENS
 from ash.slices.worker.sequence import TokenisedText, TokenSequence
 from ash.slices.worker.slots import Resident
@@ -15,7 +15,8 @@ from ash.slices.worker.text import OutputText, StopStrings
 class Prompt(Struct, frozen=True):
     """A prompt that fits the context; `max_output` tokens of answer fit behind it.
 
-    `answer_lead` is whitespace that the model writes before its answer.
+    `answer_lead` is whitespace that the model writes before its answer; the first `shared_tokens` tokens
+    are those of every conversation with the same system prompt.
     """
 
     text: TokenisedText
@@ -23,6 +24,12 @@ class Prompt(Struct, frozen=True):
     max_output: int
     continuation_tokens: tuple[int, ...] = ()
     answer_lead: str = ""
+    shared_tokens: int = 0
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The tokens that other conversations begin with too."""
+        return self.text.tokens[: self.shared_tokens]
 
 
 class Generation:
@@ -35,6 +42,7 @@ class Generation:
         sampling: how tokens are drawn.
         stop: strings that end the answer.
         continuation: the end of the prompt that the client has already been shown.
+        constraint: the format of the answer, with the continuation counted.
     """
 
     def __init__(
@@ -46,16 +54,17 @@ class Generation:
         *,
         stop: tuple[str, ...] = (),
         continuation: str = "",
+        constraint: Constraint | None = None,
     ) -> None:
         self.id = id
         self.session = session
         self.prompt = prompt
         self.sampling = sampling
+        self.constraint = constraint
         self.output = OutputText(StopStrings(stop, shown=continuation), lead=prompt.answer_lead)
         self.output_tokens = 0
         self.unsent_tokens = 0
         self.unacknowledged_tokens = 0
-        self.cancelled = False
         self.arrival = 0
         self.arrived_step = 0
         self.served_step = 0
@@ -63,6 +72,8 @@ class Generation:
         self.first_token_at: float | None = None
         self.resident: Resident | None = None
         self.sampler: Sampler | None = None
+        # The common beginning that this generation computes for others too; empty when it is kept already.
+        self.computes_prefix: tuple[int, ...] = ()
         # What a preempted generation takes along.
         self.sequence: TokenSequence | None = None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from ash.domain.values import Sampling
 
@@ -25,6 +27,9 @@ class Vocabulary(Protocol):
     def tokenise(self, text: bytes) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised, none is added."""
 
+    def is_control(self, token: int) -> bool:
+        """True for tokens that structure a prompt, such as the end of a turn."""
+
     def piece(self, token: int) -> bytes:
         """The bytes that `token` stands for in a prompt, special tokens spelt out."""
 
@@ -33,6 +38,24 @@ class Vocabulary(Protocol):
 
     def is_end(self, token: int) -> bool:
         """True for tokens that end a generation."""
+
+
+class Constraint(Protocol):
+    """The output format of one generation, token by token."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True when nothing may follow any more."""
+
+    def accept(self, token: int) -> None:
+        """Count a token of the answer.
+
+        Raises:
+            FormatError: the format does not allow it here.
+        """
+
+    def mask(self, logits: NDArray[np.float32]) -> None:
+        """Set the logits (shape: vocabulary) of tokens that may not come next to minus infinity."""
 
 
 class Sampler(Protocol):
@@ -63,6 +86,12 @@ class KvMemory(Protocol):
     def restore(self, slot: int, state: bytearray) -> bool:
         """Put a saved state into an empty sequence; False if it does not fit."""
 
+    def save_windows(self, slot: int) -> bytearray:
+        """The part of a sequence's state that moves on: its sliding windows."""
+
+    def restore_windows(self, slot: int, windows: bytearray) -> bool:
+        """Put saved windows back over those of now; what lies behind them must be removed next."""
+
 
 class Inference(KvMemory, Protocol):
     """A model with its KV cache; belongs to one thread."""
@@ -73,5 +102,5 @@ class Inference(KvMemory, Protocol):
     def new_sampler(self, sampling: Sampling, *, seed: int) -> Sampler:
         """A sampler for one generation."""
 
-    def sample(self, sampler: Sampler, index: int) -> int:
-        """Draw a token from the logits at position `index` of the last batch."""
+    def sample(self, sampler: Sampler, index: int, constraint: Constraint | None) -> int:
+        """Draw a token from the logits at position `index` of the last batch, among those allowed."""

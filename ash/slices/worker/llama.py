@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from llama_cpp import llama_cpp as api
 
 from ash.domain.errors import ModelFileError, SliceUnavailable
 from ash.domain.values import Sampling
 from ash.slices.spec import SliceSpec
-from ash.slices.worker.inference import BatchEntry, Sampler
+from ash.slices.worker.inference import BatchEntry, Constraint, Sampler
+from ash.slices.worker.mapped_file import FilePages
 
 _LEVEL_INFO: Final = 2  # ggml_log_level of ggml.h; the table in llama_cpp/_logger.py is of an older version
 _LEVEL_WARN: Final = 3
@@ -34,6 +36,11 @@ _FLASH_ATTENTION: Final = {
 }
 _KV_BUFFER: Final = re.compile(r"KV buffer size =\s+([\d.]+) MiB")
 _KV_TYPES: Final = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}
+_LAZY_MODES: Final = {
+    "off": api.LLAMA_LAZY_MODE_OFF,
+    "auto": api.LLAMA_LAZY_MODE_AUTO,
+    "on": api.LLAMA_LAZY_MODE_ON,
+}
 
 
 class LlamaLog:
@@ -63,6 +70,24 @@ class LlamaLog:
             self._errors.append(line.strip())
 
 
+def _load(path: Path, parameters: Any, pages: FilePages) -> Any:
+    """Load a model while `pages` keeps what is not needed of its file out of this process."""
+    pages.before_load()
+
+    def on_progress(progress: float, _user_data: object) -> bool:
+        pages.while_loading(progress)
+        return True  # false would end the load
+
+    callback = api.llama_progress_callback(on_progress)  # held here until the load is over
+    parameters.progress_callback = callback
+    handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
+    pages.after_load()
+    if pages.failure is not None:
+        # The model works all the same; it takes more memory than the settings ask for.
+        sys.stderr.write(f"more of the model file stays in memory than asked for: {pages.failure}\n")
+    return handle
+
+
 class LlamaModel:
     """The weights and the vocabulary of one GGUF file. Reading methods may be called from any thread.
 
@@ -76,8 +101,11 @@ class LlamaModel:
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = spec.gpu_layers
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP if spec.mmap else api.LLAMA_LOAD_MODE_NONE
+        parameters.lazy_mode = _LAZY_MODES[spec.lazy]
         parameters.use_extra_bufts = spec.repack
-        self.handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
+        # Without a map or without copies of the weights there is nothing to give back.
+        release = spec.release_file and spec.mmap and spec.repack
+        self.handle = _load(path, parameters, FilePages(path, release=release, lazy=spec.lazy == "on"))
         if not self.handle:
             raise ModelFileError(f"{path} cannot be loaded as a model: {log.reasons()}")
         self._vocabulary = api.llama_model_get_vocab(self.handle)
@@ -154,6 +182,18 @@ class LlamaModel:
     def is_end(self, token: int) -> bool:
         """True for tokens that end a generation."""
         return bool(api.llama_vocab_is_eog(self._vocabulary, token))
+
+    def is_control(self, token: int) -> bool:
+        """True for tokens that structure a prompt, such as the end of a turn."""
+        return bool(api.llama_vocab_get_attr(self._vocabulary, token) & api.LLAMA_TOKEN_ATTR_CONTROL)
+
+    def end_tokens(self) -> list[int]:
+        """All tokens that end a generation, the vocabulary's own one first."""
+        usual = api.llama_vocab_eot(self._vocabulary)
+        if usual < 0:
+            usual = api.llama_vocab_eos(self._vocabulary)
+        others = (token for token in range(self.vocabulary_size) if self.is_end(token) and token != usual)
+        return [usual, *others]
 
     def _special_text(self, token: int) -> str:
         return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
@@ -267,9 +307,12 @@ class LlamaContext:
         batch.n_tokens = index
         return int(api.llama_decode(self._context, batch))
 
-    def sample(self, sampler: Sampler, index: int) -> int:
+    def sample(self, sampler: Sampler, index: int, constraint: Constraint | None) -> int:
         """Draw a token from the logits of batch position `index` and tell the sampler's penalties."""
         assert isinstance(sampler, LlamaSampler)
+        if constraint is not None:
+            pointer = api.llama_get_logits_ith(self._context, index)
+            constraint.mask(np.ctypeslib.as_array(pointer, shape=(self._model.vocabulary_size,)))
         return int(api.llama_sampler_sample(sampler.handle, self._context, index))
 
     def new_sampler(self, sampling: Sampling, *, seed: int) -> LlamaSampler:
@@ -295,6 +338,21 @@ class LlamaContext:
         written = api.llama_state_seq_get_data(self._context, buffer, len(state), slot)
         assert written == len(state), "llama.cpp sized the state of a sequence wrong"
         return state
+
+    def save_windows(self, slot: int) -> bytearray:
+        """The sliding-window part of the KV state of a sequence."""
+        flags = api.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        windows = bytearray(api.llama_state_seq_get_size_ext(self._context, slot, flags))
+        buffer = (ctypes.c_uint8 * len(windows)).from_buffer(windows)
+        written = api.llama_state_seq_get_data_ext(self._context, buffer, len(windows), slot, flags)
+        assert written == len(windows), "llama.cpp sized the windows of a sequence wrong"
+        return windows
+
+    def restore_windows(self, slot: int, windows: bytearray) -> bool:
+        """Put saved windows back over those of now; False if that fails."""
+        flags = api.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        buffer = (ctypes.c_uint8 * len(windows)).from_buffer(windows)
+        return bool(api.llama_state_seq_set_data_ext(self._context, buffer, len(windows), slot, flags) > 0)
 
     def restore(self, slot: int, state: bytearray) -> bool:
         """Put a saved state into an empty sequence; False if it does not fit."""

@@ -24,11 +24,15 @@ class Message(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Configure(Message, frozen=True):
-    """Load `path` as `spec` says; `template` is the jinja2 source, None takes the one inside the file."""
+    """Load `path` as `spec` says; `template` is the jinja2 source, None takes the one inside the file.
+
+    KV states are kept in `states_folder`; None keeps them in RAM only.
+    """
 
     spec: SliceSpec
     path: str
     template: str | None
+    states_folder: str | None = None
 
 
 class Generate(Message, frozen=True):
@@ -51,7 +55,13 @@ class Ping(Message, frozen=True):
     number: int
 
 
-ToWorker = Configure | Generate | Cancel | Acknowledge | Ping
+class Forget(Message, frozen=True):
+    """The session was deleted: remove its KV state everywhere."""
+
+    session: str
+
+
+ToWorker = Configure | Generate | Cancel | Acknowledge | Ping | Forget
 
 
 class Ready(Message, frozen=True):
@@ -103,7 +113,7 @@ class Refused(Message, frozen=True):
     """
 
     id: int
-    kind: Literal["too_long", "template", "failed"]
+    kind: Literal["too_long", "template", "format", "failed"]
     message: str
     limit: int = 0
 
@@ -120,6 +130,7 @@ class Step(Message, frozen=True):
 class WorkerStatistics(Struct, frozen=True):
     """Counters since the start, and what is held now.
 
+    `unsaved_sessions` have KV state that is not on its way to the disk yet or has not arrived there.
     `step_age_s` is seconds since the running step began, 0 between steps; `busy_s` the sum of all steps.
     """
 
@@ -131,9 +142,12 @@ class WorkerStatistics(Struct, frozen=True):
     active: int = 0
     waiting: int = 0
     resident_sessions: int = 0
-    paged_sessions: int = 0
-    paged_bytes: int = 0
+    unsaved_sessions: int = 0
     preempted: int = 0
+    ram_sessions: int = 0
+    ram_bytes: int = 0
+    disk_sessions: int = 0
+    disk_bytes: int = 0
 
 
 class Pong(Message, frozen=True):

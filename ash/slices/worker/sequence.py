@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -26,12 +27,39 @@ class TokenisedText(Struct, frozen=True):
             return cls(text, tuple(tokens), tuple(accumulate(map(len, pieces))))
         return cls(text, tuple(tokens), (len(text),) * len(tokens))
 
+    @classmethod
+    def joined(cls, parts: Sequence[TokenisedText], separator: bytes) -> TokenisedText:
+        """`parts` in a row; the text of each separator belongs to the token behind it."""
+        text = bytearray()
+        tokens: list[int] = []
+        ends: list[int] = []
+        for index, part in enumerate(parts):
+            if index:
+                text += separator
+            tokens += part.tokens
+            ends += [len(text) + end for end in part.ends]
+            text += part.text
+        return cls(bytes(text), tuple(tokens), tuple(ends))
+
+    def ending_within(self, size: int) -> int:
+        """How many leading tokens stand for the first `size` bytes or fewer."""
+        return bisect_right(self.ends, size)
+
     def behind(self, count: int) -> TokenisedText:
         """What follows the first `count` tokens, which must end at a boundary."""
         start = self.ends[count - 1] if count else 0
         return TokenisedText(
             self.text[start:], self.tokens[count:], tuple(end - start for end in self.ends[count:])
         )
+
+
+class SequenceRecord(Struct, frozen=True, array_like=True):
+    """A TokenSequence at one moment, for a file."""
+
+    tokens: list[int]
+    ends: list[int]
+    text: bytes
+    cached: int
 
 
 class TokenSequence:
@@ -47,6 +75,27 @@ class TokenSequence:
         self._ends: list[int] = []
         self._text = bytearray()
 
+    @classmethod
+    def of(cls, record: SequenceRecord) -> TokenSequence:
+        """The sequence as it was when `record` was made.
+
+        Raises:
+            ValueError: the record contradicts itself.
+        """
+        ends = record.ends
+        if len(ends) != len(record.tokens) or not 0 <= record.cached <= len(ends):
+            raise ValueError("a record of a token sequence contradicts itself")
+        if ends and ends[-1] != len(record.text):
+            raise ValueError("the tokens of a record do not make its text")
+        sequence = cls()
+        sequence.tokens, sequence._ends = list(record.tokens), list(ends)
+        sequence._text, sequence.cached = bytearray(record.text), record.cached
+        return sequence
+
+    def record(self) -> SequenceRecord:
+        """A copy of this moment."""
+        return SequenceRecord(list(self.tokens), list(self._ends), bytes(self._text), self.cached)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -54,6 +103,11 @@ class TokenSequence:
     def pending(self) -> int:
         """Tokens that are not in the KV cache."""
         return len(self.tokens) - self.cached
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The tokens that are in the KV cache."""
+        return self.tokens[: self.cached]
 
     def append(self, token: int, piece: bytes) -> None:
         """Add a sampled token."""
@@ -96,7 +150,7 @@ class TokenSequence:
         Cutting where only this side has a boundary would make the model read a word split in a way that its
         tokeniser never produces.
         """
-        shared = _common_prefix_length(self._text, other.text)
+        shared = shared_length(self._text, other.text)
         boundaries = {end: count for count, end in enumerate(other.ends, 1) if end <= shared}
         for count in range(len(self._ends), 0, -1):
             end = self._ends[count - 1]
@@ -105,8 +159,8 @@ class TokenSequence:
         return 0, 0
 
 
-def _common_prefix_length(first: bytes | bytearray, second: bytes | bytearray) -> int:
-    """Length of the longest common beginning, by bisection over memory comparisons."""
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common beginning, by bisection over whole comparisons."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import assert_never
+from typing import Final, assert_never
 
-from ash.domain.errors import ModelFileError, PromptTooLong, SliceUnavailable, TemplateError
-from ash.domain.values import GenerateRequest
+from msgspec import structs
+
+from ash.domain.errors import FormatError, ModelFileError, PromptTooLong, SliceUnavailable, TemplateError
+from ash.domain.values import GenerateRequest, OutputFormat
 from ash.ipc.parent import ParentConnection
 from ash.slices.spec import SliceSpec
+from ash.slices.worker.constraint import FormatCompiler, FormatConstraint
 from ash.slices.worker.decoder import Decoder
-from ash.slices.worker.generation import Generation
+from ash.slices.worker.generation import Generation, Prompt
 from ash.slices.worker.llama import LlamaContext, LlamaLog, LlamaModel
 from ash.slices.worker.messages import (
     Acknowledge,
     Cancel,
     Configure,
+    Forget,
     Generate,
     LoadFailed,
     Ping,
@@ -30,9 +35,15 @@ from ash.slices.worker.messages import (
     ToWorker,
     WorkerStatistics,
 )
+from ash.slices.worker.pace import Pace
 from ash.slices.worker.prompts import PromptBuilder
 from ash.slices.worker.slots import SlotTable
+from ash.slices.worker.state_files import StateFolder
+from ash.slices.worker.states import StateStore
 from ash.slices.worker.template import ChatTemplate
+
+_FAREWELL_S: Final = 2.0
+"""For the running step to end, and again for what waits for the disk."""
 
 
 class WorkerService:
@@ -43,6 +54,10 @@ class WorkerService:
         self._decoder: Decoder | None = None
         self._prompts: PromptBuilder | None = None
         self._spec: SliceSpec | None = None
+        self._states: StateStore | None = None
+        self._formats: FormatCompiler | None = None
+        self._model: LlamaModel | None = None
+        self._decoding: threading.Thread | None = None
 
     def run(self) -> None:
         """The loop of the thread that talks to the server.
@@ -54,9 +69,10 @@ class WorkerService:
             match message:
                 case Configure():
                     # The model is loaded where it is used, so that pings are answered meanwhile.
-                    threading.Thread(
+                    self._decoding = threading.Thread(
                         target=self._own_model, args=(message,), name="decode", daemon=True
-                    ).start()
+                    )
+                    self._decoding.start()
                 case Generate():
                     self._submit(message.id, message.request)
                 case Cancel():
@@ -65,11 +81,37 @@ class WorkerService:
                 case Acknowledge():
                     if self._decoder is not None:
                         self._decoder.acknowledge(message.id, message.tokens)
+                case Forget():
+                    if self._decoder is not None:
+                        self._decoder.forget(message.session)
                 case Ping():
-                    statistics = self._decoder.statistics() if self._decoder else WorkerStatistics()
-                    self._parent.send(Pong(message.number, statistics))
+                    self._parent.send(Pong(message.number, self._statistics()))
                 case _:
                     assert_never(message)
+        self._shut_down()
+
+    def _statistics(self) -> WorkerStatistics:
+        if self._decoder is None or self._states is None:
+            return WorkerStatistics()
+        statistics = self._decoder.statistics()
+        return structs.replace(
+            statistics,
+            unsaved_sessions=statistics.unsaved_sessions + self._states.unwritten_sessions,
+            ram_sessions=self._states.ram_sessions,
+            ram_bytes=self._states.ram_bytes,
+            disk_sessions=self._states.disk_sessions,
+            disk_bytes=self._states.disk_bytes,
+        )
+
+    def _shut_down(self) -> None:
+        """Save what the sessions have in the KV cache; the server allows a few seconds for it."""
+        if self._decoder is None or self._states is None or self._decoding is None:
+            return
+        self._decoder.stop()
+        self._decoding.join(_FAREWELL_S)
+        if not self._decoding.is_alive():
+            self._decoder.save_all()
+        self._states.close(_FAREWELL_S)
 
     def _submit(self, id: int, request: GenerateRequest) -> None:  # noqa: A002 - the protocol's word for it
         if self._decoder is None or self._prompts is None or self._spec is None:
@@ -78,11 +120,15 @@ class WorkerService:
         sampling = request.sampling or self._spec.sampling
         try:
             prompt = self._prompts.build(request, max_tokens=sampling.max_tokens)
+            constraint = self._constraint(request.format, prompt)
         except PromptTooLong as error:
             self._refuse(Refused(id, "too_long", str(error), error.limit))
             return
         except TemplateError as error:
             self._refuse(Refused(id, "template", str(error)))
+            return
+        except FormatError as error:
+            self._refuse(Refused(id, "format", str(error)))
             return
         except Exception as error:  # noqa: BLE001 - a fault that one request brings out must not end the others
             traceback.print_exc()
@@ -96,8 +142,21 @@ class WorkerService:
                 sampling,
                 stop=self._spec.stop + sampling.stop,
                 continuation=request.continuation,
+                constraint=constraint,
             )
         )
+
+    def _constraint(self, wanted: OutputFormat | None, prompt: Prompt) -> FormatConstraint | None:
+        if wanted is None:
+            return None
+        if self._formats is None:
+            # Takes up to a second with a large vocabulary, and most slices never need it.
+            assert self._model is not None
+            self._formats = FormatCompiler(self._model, self._model.vocabulary_size, self._model.end_tokens())
+        constraint = self._formats.compile(wanted)
+        for token in prompt.continuation_tokens:
+            constraint.accept(token)
+        return constraint
 
     def _refuse(self, refusal: Refused) -> None:
         self._parent.send(Step([refusal]))
@@ -134,24 +193,26 @@ class WorkerService:
             self._parent.send(LoadFailed("unavailable", str(error)))
             return None
         context = min(spec.context, model.trained_context, inference.tokens_per_sequence)
-        self._spec = spec
+        self._spec, self._model = spec, model
         self._prompts = PromptBuilder(
             template, model, context=context, bos_text=model.bos_text if model.adds_bos else ""
         )
-        slots = SlotTable(
-            inference,
-            slots=spec.slots,
-            context=context,
-            sliding_window=model.sliding_window,
-            paged_bytes=spec.paged_bytes,
+        states = self._states = StateStore(
+            ram_bytes=spec.paged_bytes,
+            folder=_states_folder(configuration),
+            on_written=lambda: decoder.wake(),  # noqa: PLW0108 - the decoder is made after its states
         )
-        self._decoder = Decoder(
+        slots = SlotTable(
+            inference, states, slots=spec.slots, context=context, sliding_window=model.sliding_window
+        )
+        decoder = self._decoder = Decoder(
             inference,
             model,
             slots,
+            slot_count=spec.slots,
             context=context,
             batch=spec.batch,
-            prefill_chunk=64,
+            pace=Pace(stall_s=spec.stall_ms / 1000, batch=spec.batch),
             send=self._parent.send,
         )
         self._parent.send(
@@ -165,4 +226,15 @@ class WorkerService:
                 description=model.description,
             )
         )
-        return self._decoder
+        return decoder
+
+
+def _states_folder(configuration: Configure) -> StateFolder | None:
+    limit = configuration.spec.disk_bytes
+    if configuration.states_folder is None or not limit:
+        return None
+    try:
+        return StateFolder(Path(configuration.states_folder), limit)
+    except OSError as error:
+        sys.stderr.write(f"KV states stay in RAM: {configuration.states_folder}: {error.strerror}\n")
+        return None

@@ -1,34 +1,51 @@
 """Which sessions have their KV cache in a slot, and where it goes when another one needs the slot.
 
 A session keeps its slot while it can: the next turn then computes only what is new. When every slot is taken,
-the session that has been idle longest is saved to RAM (least recently used first out, within a budget of
-bytes) and put back when it returns: about a thousand times faster than computing its history again.
+the session that has been idle longest is saved (StateStore) and put back when it returns: about a thousand
+times faster than computing its history again. What a new session shares with others, the system prompt above
+all, is copied instead of computed.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import Struct
 
 from ash.slices.worker.inference import KvMemory
-from ash.slices.worker.sequence import TokenisedText, TokenSequence
+from ash.slices.worker.sequence import TokenisedText, TokenSequence, shared_length
+from ash.slices.worker.state_files import SavedState
+from ash.slices.worker.states import StateStore
+
+_KEPT_PREFIXES: Final = 16
+"""System prompts whose KV state is kept: a few megabytes each at most."""
+
+_WORTH_COPYING: Final = 16
+"""Tokens from which on it pays to copy another session's beginning: a copy takes as long as eight tokens."""
+
+
+class Checkpoint(Struct, frozen=True):
+    """The sliding windows of a sequence when it had `length` tokens in the cache."""
+
+    length: int
+    windows: bytearray
 
 
 class Resident(Struct, eq=False):
-    """A session in a slot; `busy` while a generation uses it."""
+    """A session in a slot; `busy` while a generation uses it.
+
+    `saved` is the number of cached tokens when its state was last saved, `checkpoint` where it can go back to
+    although its sliding windows have moved on.
+    """
 
     session: str
     slot: int
     sequence: TokenSequence
     busy: bool = True
-
-
-class _Paged(Struct, frozen=True):
-    sequence: TokenSequence
-    state: bytearray
+    saved: int = 0
+    checkpoint: Checkpoint | None = None
 
 
 class SlotTable:
@@ -36,24 +53,22 @@ class SlotTable:
 
     Args:
         memory: the KV cache.
-        slots: how many sequences it has.
+        states: takes the sessions that lose their slot.
+        slots: how many sequences the cache has.
         context: the most tokens of a sequence.
         sliding_window: tokens that the model's sliding-window layers look back; 0 if it has none.
-        paged_bytes: budget for saved states.
     """
 
     def __init__(
-        self, memory: KvMemory, *, slots: int, context: int, sliding_window: int, paged_bytes: int
+        self, memory: KvMemory, states: StateStore, *, slots: int, context: int, sliding_window: int
     ) -> None:
         self._memory = memory
+        self._states = states
         self._context = context
         self._sliding_window = sliding_window
-        self._paged_limit = paged_bytes
-        # The lowest free slot first: llama.cpp computes neighbouring sequences together.
-        self._free = list(range(slots))
+        self._free = set(range(slots))
         self._residents: OrderedDict[str, Resident] = OrderedDict()
-        self._paged: OrderedDict[str, _Paged] = OrderedDict()
-        self.paged_bytes = 0
+        self._prefixes: OrderedDict[tuple[int, ...], bytearray] = OrderedDict()
 
     @property
     def resident_sessions(self) -> int:
@@ -61,20 +76,24 @@ class SlotTable:
         return len(self._residents)
 
     @property
-    def paged_sessions(self) -> int:
-        """Sessions whose state is saved in RAM."""
-        return len(self._paged)
+    def unsaved_sessions(self) -> int:
+        """Sessions in a slot whose state was not saved since it changed."""
+        return sum(resident.saved != resident.sequence.cached for resident in list(self._residents.values()))
 
     def is_busy(self, session: str) -> bool:
         """True while a generation of `session` holds its slot."""
         resident = self._residents.get(session)
         return resident is not None and resident.busy
 
-    def claim(self, session: str, sequence: TokenSequence | None = None) -> Resident | None:
-        """Give `session` a slot, with what the cache still has of it; None when every slot is busy.
+    def holds(self, session: str) -> bool:
+        """True when `session` has a slot."""
+        return session in self._residents
 
-        `sequence` is what the session had when it was preempted; it is computed again where the cache has
-        lost it.
+    def claim(self, session: str, sequence: TokenSequence | None = None) -> Resident | None:
+        """Give `session` a slot, with what is left of its KV state; None when every slot is busy.
+
+        `sequence` is what the session had when it was preempted; it is computed again where its state was
+        lost.
         """
         resident = self._residents.get(session)
         if resident is not None:
@@ -83,14 +102,16 @@ class SlotTable:
             return resident
         if not self._free and not self.page_out_idle():
             return None
-        slot = heapq.heappop(self._free)
+        slot = min(self._free)
+        self._free.remove(slot)
         resident = Resident(session, slot, sequence or TokenSequence())
+        resident.sequence.cached = 0
         self._residents[session] = resident
-        paged = self._paged.pop(session, None)
-        if paged is not None:
-            self.paged_bytes -= len(paged.state)
-            resident.sequence = paged.sequence
-            if not self._memory.restore(slot, paged.state):
+        saved = self._states.take(session)
+        if saved is not None:
+            resident.sequence = TokenSequence.of(saved.sequence)
+            resident.saved = resident.sequence.cached
+            if not self._memory.restore(slot, saved.state):
                 self._empty(resident)
         return resident
 
@@ -108,6 +129,8 @@ class SlotTable:
         the tokens that the model sampled. At least one token is left to compute, for its logits.
         """
         sequence = resident.sequence
+        if not sequence.cached:
+            self._copy_beginning(resident, prompt)
         held = sequence.cached
         if len(sequence) and sequence.is_prefix_of(prompt.text):
             sequence.extend(tokenise(sequence.text_behind(prompt.text)))
@@ -129,11 +152,58 @@ class SlotTable:
     def cut(self, resident: Resident) -> None:
         """Remove from the cache what lies behind the `cached` tokens of the sequence."""
         sequence = resident.sequence
+        resident.saved = min(resident.saved, sequence.cached)
         first = self._memory.first_position(resident.slot)
         # As llama-server checks: every sliding-window layer must still hold the window before the cut.
-        window_is_held = first <= max(0, sequence.cached - self._sliding_window)
-        if not window_is_held or not self._memory.remove(resident.slot, sequence.cached):
+        if first <= max(0, sequence.cached - self._sliding_window):
+            if not self._memory.remove(resident.slot, sequence.cached):
+                self._empty(resident)
+            return
+        checkpoint = resident.checkpoint
+        if (
+            checkpoint is None
+            or checkpoint.length > sequence.cached
+            or not self._memory.restore_windows(resident.slot, checkpoint.windows)
+            or not self._memory.remove(resident.slot, checkpoint.length)
+        ):
             self._empty(resident)
+            return
+        sequence.cached = checkpoint.length
+
+    def set_checkpoint(self, resident: Resident) -> None:
+        """Remember this place, where an answer begins: a retried or edited turn comes back to it.
+
+        Only models with sliding windows need it: llama.cpp cuts everything else anywhere.
+        """
+        if self._sliding_window:
+            windows = self._memory.save_windows(resident.slot)
+            resident.checkpoint = Checkpoint(resident.sequence.cached, windows)
+
+    def has_prefix(self, tokens: tuple[int, ...]) -> bool:
+        """True when the KV state of these first tokens is kept."""
+        return tokens in self._prefixes
+
+    def save_prefix(self, resident: Resident, tokens: tuple[int, ...]) -> None:
+        """Keep the KV state of `tokens`, which are just what the slot holds, for other sessions."""
+        self._prefixes[tokens] = self._memory.save(resident.slot)
+        if len(self._prefixes) > _KEPT_PREFIXES:
+            self._prefixes.popitem(last=False)
+
+    def save_one_idle(self) -> bool:
+        """Save the state of a session that is idle and has changed; False when nothing is left to save.
+
+        The session keeps its slot; its state outlives this process.
+        """
+        for resident in self._residents.values():
+            if resident.busy or resident.saved == resident.sequence.cached:
+                continue
+            if not self._states.accepts(self._memory.state_bytes(resident.slot)):
+                return False
+            saved = SavedState(resident.sequence.record(), self._memory.save(resident.slot))
+            self._states.put(resident.session, saved, keep=False)
+            resident.saved = resident.sequence.cached
+            return True
+        return False
 
     def page_out_idle(self) -> bool:
         """Take the slot of the session that has been idle longest; False when all are busy."""
@@ -144,22 +214,87 @@ class SlotTable:
         return True
 
     def page_out(self, resident: Resident) -> None:
-        """Save a session's state, if the budget allows, and free its slot."""
-        size = self._memory.state_bytes(resident.slot)
-        if resident.sequence.cached and size <= self._paged_limit:
-            state = self._memory.save(resident.slot)
-            self._paged[resident.session] = _Paged(resident.sequence, state)
-            self.paged_bytes += len(state)
-            self._memory.remove(resident.slot, 0)
-            while self.paged_bytes > self._paged_limit:
-                _, oldest = self._paged.popitem(last=False)
-                self.paged_bytes -= len(oldest.state)
-                oldest.sequence.cached = 0
+        """Save a session's state and free its slot."""
+        if resident.sequence.cached:
+            saved = SavedState(resident.sequence.record(), self._memory.save(resident.slot))
+            self._states.put(resident.session, saved, keep=True)
+        self._give_back(resident)
+
+    def forget(self, session: str) -> None:
+        """Remove every trace of an idle session; what a generation still holds goes when that ends."""
+        resident = self._residents.get(session)
+        if resident is not None and not resident.busy:
+            self._give_back(resident)
+        self._states.forget(session)
+
+    def move(self, source: int, target: int) -> None:
+        """Bring the session in slot `source` to `target`; an idle one that is there goes the other way."""
+        coming = self._in_slot(source)
+        assert coming is not None, "an empty slot has nothing to move"
+        going = self._in_slot(target)
+        state = self._lift(coming)
+        if going is None:
+            self._free.remove(target)
+            self._free.add(source)
         else:
+            other = self._lift(going)
+            self._put_down(going, source, other)
+        self._put_down(coming, target, state)
+
+    def _in_slot(self, slot: int) -> Resident | None:
+        return next((resident for resident in self._residents.values() if resident.slot == slot), None)
+
+    def _lift(self, resident: Resident) -> bytearray | None:
+        if not resident.sequence.cached:
+            return None
+        state = self._memory.save(resident.slot)
+        self._memory.remove(resident.slot, 0)
+        return state
+
+    def _put_down(self, resident: Resident, slot: int, state: bytearray | None) -> None:
+        resident.slot = slot
+        if state is not None and not self._memory.restore(slot, state):
             self._empty(resident)
+
+    def _copy_beginning(self, resident: Resident, prompt: TokenisedText) -> None:
+        """Fill an empty slot with what a kept prefix or another session has of the same tokens already."""
+        sequence = resident.sequence
+        if not len(sequence):
+            sequence.extend(prompt)
+        wanted = sequence.tokens
+        kept = max(
+            (prefix for prefix in self._prefixes if tuple(wanted[: len(prefix)]) == prefix),
+            key=len,
+            default=(),
+        )
+        donors = [
+            (shared_length(other.sequence.cached_tokens, wanted), other) for other in self._residents.values()
+        ]
+        shared, donor = max(donors, key=lambda entry: entry[0])
+        if shared >= len(kept) + _WORTH_COPYING:
+            state = self._memory.save(donor.slot)
+            if self._copy(resident, state, length=donor.sequence.cached, shared=shared):
+                return
+        if kept:
+            self._prefixes.move_to_end(kept)
+            self._copy(resident, self._prefixes[kept], length=len(kept), shared=len(kept))
+
+    def _copy(self, resident: Resident, state: bytearray, *, length: int, shared: int) -> bool:
+        """Put the state of `length` tokens into an empty slot and keep `shared` of them."""
+        if not self._memory.restore(resident.slot, state):
+            self._empty(resident)
+            return False
+        resident.sequence.cached = shared
+        if length > shared:
+            self.cut(resident)
+        return resident.sequence.cached > 0
+
+    def _give_back(self, resident: Resident) -> None:
+        self._memory.remove(resident.slot, 0)
         del self._residents[resident.session]
-        heapq.heappush(self._free, resident.slot)
+        self._free.add(resident.slot)
 
     def _empty(self, resident: Resident) -> None:
         self._memory.remove(resident.slot, 0)
         resident.sequence.cached = 0
+        resident.checkpoint = None

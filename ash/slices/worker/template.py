@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from jinja2 import TemplateError as JinjaError
-from jinja2 import Undefined
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ash.domain.errors import TemplateError
 from ash.domain.values import ChatMessage
+from ash.slices.worker.sandbox import LimitedEnvironment, LimitExceeded
 
-MAX_STEPS: Final = 200_000
-"""Lines of compiled template; the longest history that fits a context takes a few thousand."""
 MAX_CHARACTERS: Final = 16_000_000
-_MAX_PRODUCT: Final = 1_000_000
-
-
-class _LimitExceeded(JinjaError):
-    pass
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox of jinja2, without the two operators that make much of little."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise _LimitExceeded("** is not available in chat templates")
-        size = max(
-            len(left) if hasattr(left, "__len__") else 1, len(right) if hasattr(right, "__len__") else 1
-        )
-        factor = max((abs(value) for value in (left, right) if isinstance(value, int)), default=1)
-        if size * factor > _MAX_PRODUCT and size > 1:
-            raise _LimitExceeded(f"a product of more than {_MAX_PRODUCT} elements")
-        return super().call_binop(context, operator, left, right)
+_MAX_SOURCE_CHARACTERS: Final = 1_000_000
+_MAX_PATTERN_CHARACTERS: Final = 200
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -50,6 +23,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(pattern: str) -> str:
     # Templates expect the local date of the machine, as transformers gives it.
+    if len(pattern) > _MAX_PATTERN_CHARACTERS:
+        raise LimitExceeded(f"a date pattern of {len(pattern)} characters")
     return datetime.now().astimezone().strftime(pattern)
 
 
@@ -69,18 +44,18 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
-        environment = _Environment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[loopcontrols],
-            undefined=Undefined,
-            autoescape=False,  # the output is a prompt, not HTML
-        )
-        environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        if len(source) > _MAX_SOURCE_CHARACTERS:
+            raise TemplateError(
+                f"the chat template does not compile: it has {len(source)} characters, "
+                f"{_MAX_SOURCE_CHARACTERS} are allowed"
+            )
+        self._environment = LimitedEnvironment()
+        self._environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
-            self._template = environment.from_string(source)
-        except (JinjaError, RecursionError) as error:
+            self._template = self._environment.from_string(source)
+        except Exception as error:
+            # Not only jinja2 refuses: Python's compiler has limits of its own, such as of nested blocks.
             raise TemplateError(f"the chat template does not compile: {error}") from error
         self.answer_lead = self._find_answer_lead()
 
@@ -99,11 +74,11 @@ class ChatTemplate:
         parts: list[str] = []
         characters = 0
         try:
-            with _limited_steps(MAX_STEPS):
+            with self._environment.limits():
                 for part in self._template.generate(variables):
                     characters += len(part)
                     if characters > MAX_CHARACTERS:
-                        raise _LimitExceeded(f"more than {MAX_CHARACTERS} characters of prompt")
+                        raise LimitExceeded(f"more than {MAX_CHARACTERS} characters of prompt")
                     parts.append(part)
         except Exception as error:
             # A template can raise anything that its expressions can.
@@ -124,24 +99,3 @@ class ChatTemplate:
             return ""
         lead, _, _ = whole.removeprefix(prompt).partition(answer.text)
         return lead if whole.startswith(prompt) and lead.isspace() else ""
-
-
-@contextmanager
-def _limited_steps(steps: int) -> Iterator[None]:
-    """Stop the Python code inside after `steps` lines: a deterministic limit, in any thread."""
-    left = steps
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        nonlocal left
-        if event == "line":
-            left -= 1
-            if left < 0:
-                raise _LimitExceeded(f"more than {steps} steps")
-        return trace
-
-    outer = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(outer)

@@ -1,0 +1,1 @@
+"""Slices that run elsewhere: an OpenAI-compatible endpoint behind the port Engine."""
