@@ -1,4 +1,4 @@
-"""Form features of a text: what an encoder of meaning does not see. Cheap, pure, language-light.
+"""Form features of a text: what an encoder of meaning does not see. Cheap and pure; the word lists are English.
 
 Every feature lies in [0, 1], so that none outweighs the others by its unit; `SCALE` then brings them to
 the size of the entries of a unit vector, beside which they stand in a head with one L2 penalty.
@@ -7,10 +7,12 @@ the size of the entries of a unit vector, beside which they stand in a head with
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ash.modes.verse import rhyme_density, verse_lines
 
 FORM_FEATURES = (
     "line_breaks",  # line breaks per 100 characters, 5 and more are 1
@@ -22,62 +24,49 @@ FORM_FEATURES = (
     "rhyme",  # share of lines that rhyme with one of the next two, in a text of 4 lines or more
     "digits",  # digits per character, 20% and more are 1
     "code_marks",  # brackets, operators and backquotes per character, 10% and more are 1
+    "stance",  # I think, I heard, I love... per sentence, one in two and more are 1
+    "reply_openers",  # sentences that open as replies do (yeah, oh, really...), 40% and more are 1
+    "casual",  # words of casual talk about things (crazy, kids, apparently...), 6% and more are 1
+    "third_person",  # he, she, his... per word, 10% and more are 1
+    "quotation_marks",  # double quotation marks per word, 8% and more are 1
+    "articles",  # the, of per word, 15% and more are 1
+    "small_starts",  # share of sentences that start with a small letter, in a text of one line
+    "speaker",  # the word I per word, 10% and more are 1
 )
-# Left out after measuring: lengths of lines and texts, the share of short lines and the second person tell
-# one collection of texts from another rather than one mode from another. With them macro-F1 on texts of
-# other authors was 4 points lower.
+# Left out after measuring (docs/decisions/2026-11-24-modes-quality.md): lengths of lines, sentences and texts,
+# the share of short lines, the second person, past tenses and connectives tell one collection of texts from
+# another rather than one mode from another.
 
 SCALE = 0.5
-"""Factor on every form feature; on texts of other authors than the anchors' 0.5 to 1 do equally well."""
+"""Factor on every form feature; on texts of other authors than the anchors' 0.35 to 0.7 do equally well."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n")
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n")
 _CODE_MARKS = frozenset("{}[]()<>=+*/\\|`_^#;")
+_QUOTATION_MARKS = re.compile('["\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]')
 _FIRST_PERSON = frozenset({"i", "me", "my", "mine", "myself", "i'm", "i've", "i'll", "i'd", "im"})
-# fmt: off - one word a line would take half the file
+_THIRD_PERSON = frozenset({"he", "she", "his", "her", "him", "hers"})
+_ARTICLES = frozenset({"the", "of"})
 _TALK = frozenset(
-    {
-        "actually",
-        "ah",
-        "awesome",
-        "btw",
-        "cool",
-        "definitely",
-        "glad",
-        "great",
-        "guess",
-        "haha",
-        "hello",
-        "hey",
-        "hi",
-        "hmm",
-        "honestly",
-        "lol",
-        "love",
-        "maybe",
-        "nice",
-        "no",
-        "nope",
-        "oh",
-        "ok",
-        "okay",
-        "please",
-        "really",
-        "sorry",
-        "sure",
-        "tbh",
-        "thank",
-        "thanks",
-        "well",
-        "wow",
-        "yeah",
-        "yep",
-        "yes",
-    }
+    "actually ah awesome btw cool definitely glad great guess haha hello hey hi hmm honestly lol love maybe nice "
+    "no nope oh ok okay please really sorry sure tbh thank thanks well wow yeah yep yes".split()
 )
-# fmt: on
-_RHYME_PART = re.compile(r"[aeiouy]+[^aeiouy]*e?$|[^aeiouy]+$")
-_VERSE_LINES = 4
+_REPLY_OPENERS = frozenset(
+    "absolutely agreed ah anyway aw awesome aww congratulations cool crazy definitely exactly funny good great "
+    "ha haha hello hey hi hm hmm honestly hopefully interesting lol maybe nah nice no nope oh ok okay really "
+    "right same sorry sure surprisingly thank thanks true weirdly well whoa wow yeah yep yes yup".split()
+)
+_CASUAL = frozenset(
+    "actually amazing apparently awesome bet cool crazy dad fun funny gonna gotta guy guys haha idk insane kids "
+    "kinda lol lot mom omg pretty stuff super supposedly thing things u ur wanna weird wild ya".split()
+)
+_STANCE = re.compile(
+    r"\bi(?:'m| am)? (?:(?:also|just|really|do|don't|did|didn't|never|would|wouldn't|only|still|always|actually|"
+    r"have|had|not|was) )*(?:think|thought|guess|heard|hear|agree|bet|wonder|suppose|believe|know|knew|loved?|"
+    r"liked?|hope|feel|felt|remember|mean|see|saw|read|watch|watched|sure|glad|sorry|want|wish|prefer|enjoy|"
+    r"hate|imagine)\b"
+)
 
 
 def form_features(text: str) -> list[float]:
@@ -85,47 +74,48 @@ def form_features(text: str) -> list[float]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return [0.0] * len(FORM_FEATURES)
+    plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     characters = sum(map(len, lines))
-    words = [word.lower() for word in _WORD.findall(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))]
+    words = [word.lower() for word in _WORD.findall(plain)]
     word_count = max(1, len(words))
-    sentences = max(1, len(_SENTENCE_END.findall(text.strip())))
+    sentence_ends = max(1, len(_SENTENCE_END.findall(text.strip())))
+    sentences = [part for part in _BETWEEN_SENTENCES.split(plain) if part.strip()]
     values = (
         (len(lines) - 1) / characters * 100 / 5,
-        text.count("?") / sentences,
-        text.count("!") / sentences,
-        sum(word in _FIRST_PERSON for word in words) / word_count / 0.1,
+        text.count("?") / sentence_ends,
+        text.count("!") / sentence_ends,
+        _share(words, _FIRST_PERSON) / 0.1,
         sum("'" in word for word in words) / word_count / 0.1,
-        sum(word in _TALK for word in words) / word_count / 0.1,
-        rhyme_density(lines),
+        _share(words, _TALK) / 0.1,
+        rhyme_density(verse_lines(text)),
         sum(map(str.isdigit, text)) / characters / 0.2,
         sum(character in _CODE_MARKS for character in text) / characters / 0.1,
+        len(_STANCE.findall(plain.lower())) / len(sentences) / 0.5,
+        _share([_first_word(sentence) for sentence in sentences], _REPLY_OPENERS) / 0.4,
+        _share(words, _CASUAL) / 0.06,
+        _share(words, _THIRD_PERSON) / 0.1,
+        len(_QUOTATION_MARKS.findall(text)) / word_count / 0.08,
+        _share(words, _ARTICLES) / 0.15,
+        _small_starts(sentences) if len(lines) == 1 else 0.0,
+        _share(words, {"i"}) / 0.1,
     )
     return [min(1.0, value) for value in values]
-
-
-def rhyme_density(lines: Sequence[str]) -> float:
-    """Share of `lines` whose last word ends like that of one of the next two lines; 0 below 4 lines.
-
-    Rhyme is taken from spelling: the last vowels and what follows. The last line has no next one and does
-    not count. A repeated last word, the habit of blues and refrains, counts as a rhyme.
-    """
-    if len(lines) < _VERSE_LINES:
-        return 0.0
-    endings = [_ending(line) for line in lines]
-    rhymes = sum(
-        bool(ending) and ending in endings[number + 1 : number + 3]
-        for number, ending in enumerate(endings[:-1])
-    )
-    return rhymes / (len(lines) - 1)
-
-
-def _ending(line: str) -> str:
-    """The rhyming part of the last word of `line`, empty where there is none."""
-    words = _WORD.findall(line.lower())
-    found = _RHYME_PART.search(words[-1]) if words else None
-    return found.group() if found else ""
 
 
 def features(vector: Sequence[float], text: str) -> NDArray[np.float64]:
     """A head's input: the unit vector of `text` and behind it its form features times SCALE."""
     return np.concatenate([np.asarray(vector, dtype=np.float64), SCALE * np.asarray(form_features(text))])
+
+
+def _share(words: Sequence[str], known: Collection[str]) -> float:
+    """Which part of `words` is in `known`; 0 without words."""
+    return sum(word in known for word in words) / len(words) if words else 0.0
+
+
+def _first_word(sentence: str) -> str:
+    found = _WORD.search(sentence)
+    return found.group().lower() if found else ""
+
+
+def _small_starts(sentences: Sequence[str]) -> float:
+    return sum(sentence[:1].islower() for sentence in sentences) / len(sentences)

@@ -11,9 +11,10 @@ from ash.heads.cache import head_key
 from ash.heads.head import Head, Training, fit_head
 from ash.modes.anchors import NOTHING, Anchors, RequestAnchors
 from ash.modes.features import FORM_FEATURES, SCALE, features
+from ash.modes.verse import VERSE_FEATURES, VERSE_SCALE, genre_features
 
 MODE_TRAINING = Training(inverse_regularisation=10.0)
-GENRE_TRAINING = Training(inverse_regularisation=10.0)
+GENRE_TRAINING = Training(inverse_regularisation=3.0)
 REQUEST_TRAINING = Training(inverse_regularisation=10.0)
 
 
@@ -40,7 +41,7 @@ class ModeObserver:
         estimate = ModeEstimate({mode: found[mode] for mode in MODES}, None)
         if estimate.mode != "creative" or self._genre_head is None:
             return estimate
-        genres = self._genre_head.probabilities(row)
+        genres = self._genre_head.probabilities(genre_features(row, text))
         return ModeEstimate(estimate.probabilities, max(genres, key=genres.__getitem__))
 
 
@@ -67,21 +68,23 @@ class RequestObserver:
 
 def mode_key(anchors: Anchors, encoder: str) -> str:
     """The cache key of `fit_modes`, for the encoder with that identity."""
-    return _text_head_key("modes", anchors, encoder, MODE_TRAINING)
+    return head_key(
+        purpose="modes",
+        encoder=encoder,
+        content_hash=anchors.content_hash,
+        training=MODE_TRAINING,
+        features=(FORM_FEATURES, SCALE),
+    )
 
 
 def genre_key(anchors: Anchors, encoder: str) -> str:
     """The cache key of `fit_genres`."""
-    return _text_head_key("genres", anchors, encoder, GENRE_TRAINING)
-
-
-def _text_head_key(purpose: str, anchors: Anchors, encoder: str, training: Training) -> str:
     return head_key(
-        purpose=purpose,
+        purpose="genres",
         encoder=encoder,
         content_hash=anchors.content_hash,
-        training=training,
-        features=(FORM_FEATURES, SCALE),
+        training=GENRE_TRAINING,
+        features=(FORM_FEATURES, SCALE, VERSE_FEATURES, VERSE_SCALE),
     )
 
 
@@ -112,7 +115,7 @@ def fit_genres(anchors: Anchors, vectors: Sequence[Sequence[float]]) -> Head | N
     genres = []
     for vector, text, genre in zip(vectors, anchors.texts(), anchors.genres(), strict=True):
         if genre is not None:
-            rows.append(features(vector, text))
+            rows.append(genre_features(features(vector, text), text))
             genres.append(genre)
     return fit_head(rows, genres, GENRE_TRAINING) if len(set(genres)) > 1 else None
 

@@ -34,6 +34,8 @@ ANY_TEXT = "text"
 # Shares of what fills ANY_TEXT; the rest are requests.
 _ANY_TEXT_SHARES = {"prose": 0.40, "chat": 0.20, "problem": 0.12, "code": 0.06}
 
+_HELD_OUT_EVERY = 8
+
 _PLACE = re.compile(r"\{(\w+)\}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -108,13 +110,33 @@ def load_material(folder: Path = PACKAGED_MATERIAL) -> Material:
     )
 
 
-def augmented(
-    anchors: Anchors, material: Material, augmentation: Augmentation, seed: int
-) -> tuple[list[str], list[str]]:
-    """Texts and their intents: every anchor once, perturbed, and every frame filled `fills` times.
+class Examples(Struct, frozen=True):
+    """What a head is fitted on.
 
-    `seed` gives the same examples every time; training takes another one for each epoch.
+    Attributes:
+        texts: one for each anchor, in the order of the anchors, then those of the frames.
+        intents: of the texts.
+        held_out: True for texts on which no encoder is tuned, so that they can show how sure a head may be.
     """
+
+    texts: list[str]
+    intents: list[str]
+    held_out: list[bool]
+
+    def tuned_on(self) -> tuple[list[str], list[str]]:
+        """Texts and intents without those that are held out."""
+        kept = [number for number, held in enumerate(self.held_out) if not held]
+        return [self.texts[number] for number in kept], [self.intents[number] for number in kept]
+
+
+def augmented(
+    anchors: Anchors, material: Material, augmentation: Augmentation | None = None, seed: int = 0
+) -> Examples:
+    """Every anchor once, perturbed, and every frame filled `fills` times.
+
+    `seed` gives the same examples every time; tuning takes another one for each epoch.
+    """
+    augmentation = augmentation or Augmentation()
     # Nothing secret hangs on it.
     generator = random.Random(seed)  # noqa: S311
     texts, labels = anchors.texts(), anchors.labels()
@@ -129,7 +151,9 @@ def augmented(
                     text = perturbed(text, material, augmentation.rates, generator)
                 made.append(text)
                 intents.append(intent)
-    return made, intents
+    # Files list anchors of one kind together, so every eighth is a sample of all kinds.
+    held_out = [number % _HELD_OUT_EVERY == 0 for number in range(len(texts))]
+    return Examples(made, intents, held_out + [False] * (len(made) - len(texts)))
 
 
 def filled(

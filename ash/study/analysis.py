@@ -10,7 +10,7 @@ from msgspec import Struct
 from ash.domain.values import MODES
 from ash.study.measures import average, distinct, hours, prevalence, repetition_of_earlier
 from ash.study.plan import Plan, Step, schedule, step_of
-from ash.study.statistics import LEVEL, Interval, mean, rate, rate_difference
+from ash.study.statistics import Interval, difference, mean, rate, share
 from ash.study.tables import onset_message
 from ash.study.transcript import SessionView
 from ash.study.vectors import PersonaConsistency, Vectors, collapse, dispersion, persona_consistency
@@ -258,9 +258,7 @@ def _condition(
         return over([getattr(each.persona, attribute) for each in sessions if each.persona is not None])
 
     counts, hundreds = _per_100(sessions)
-    difference = None
-    if reference is not None:
-        difference = rate_difference((counts, hundreds), _per_100(reference), seed=seed)
+    per_100 = rate(counts, hundreds, seed=seed)
     return ConditionSummary(
         condition=name,
         sessions=len(sessions),
@@ -268,13 +266,17 @@ def _condition(
         hours=sum(each.hours for each in sessions),
         shifts=len(own),
         per_hour=rate(counts, [each.hours for each in sessions], seed=seed),
-        per_100=rate(counts, hundreds, seed=seed),
+        per_100=per_100,
         self_directed_per_100=rate([each.self_directed for each in sessions], hundreds, seed=seed),
-        difference=difference,
+        difference=None if reference is None else difference(per_100, rate(*_per_100(reference), seed=seed)),
         delay=average([float(shift.delay) for shift in own]),
         shares={mode: over([each.shares[mode] for each in sessions]) for mode in MODES},
         events=sum(each.events for each in sessions),
-        events_followed=_share_followed(sessions, seed),
+        events_followed=share(
+            [float(each.events_followed) for each in sessions],
+            [float(each.events) for each in sessions],
+            seed=seed,
+        ),
         confusion=dict(Counter((shift.cause, shift.trigger) for shift in own)),
         distinct_2=over([each.distinct_2 for each in sessions]),
         repetition_of_earlier=over([each.repetition_of_earlier for each in sessions]),
@@ -290,14 +292,3 @@ def _condition(
 def _per_100(sessions: Sequence[SessionSummary]) -> tuple[list[float], list[float]]:
     """Shifts, and hundreds of answers, of each session."""
     return [float(each.shifts) for each in sessions], [each.answers / 100 for each in sessions]
-
-
-def _share_followed(sessions: Sequence[SessionSummary], seed: int) -> Interval:
-    """The share of the plan's events that an onset followed."""
-    followed = [float(each.events_followed) for each in sessions]
-    events = [float(each.events) for each in sessions]
-    found = rate(followed, events, seed=seed)
-    if found.method != "exact":
-        return found
-    # The exact bound of a binomial count of zero (Clopper and Pearson, 1934): 1 - (alpha / 2) ** (1 / n).
-    return Interval(0.0, 0.0, 1 - ((1 - LEVEL) / 2) ** (1 / sum(events)), "exact")

@@ -115,8 +115,8 @@ def intervals(rows: Sequence[tuple[str, Interval]], title: str, unit: str) -> st
         parts.append(f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" class="interval"/>')
         parts.append(f'<circle cx="{dot:.1f}" cy="{y}" r="4.5" class="estimate"/>')
         note = f"{interval.estimate:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-        if interval.method == "exact":
-            note += " exact"
+        if interval.method == "widened":
+            note += " w"
         parts.append(_text(LABEL + 395, y + 4, note, "label"))
     parts += [
         _text(LABEL + (value - low) * scale, len(rows) * 28 + 22, f"{value:.3g}", "tick")

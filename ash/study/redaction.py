@@ -27,9 +27,11 @@ from ash.domain.events import (
     Event,
     InputValue,
     Record,
+    StateDelta,
     StateSnapshot,
     TextMessageContent,
     ToolCallArgs,
+    ToolCallResult,
 )
 
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
@@ -67,6 +69,7 @@ class Redactor:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names = {name.strip() for name in names if name.strip()}
         self._pseudonyms: dict[str, dict[str, str]] = {}
+        self._people: dict[str, str] = {}
         self._pattern: re.Pattern[str] | None = None
 
     def learn(self, records: Iterable[Record]) -> None:
@@ -76,14 +79,19 @@ class Redactor:
         for text in _texts(records):
             for introduction in _INTRODUCTIONS:
                 self._names.update(found for found in introduction.findall(text))
-        self._pattern = _alternatives(self._names)
+        # A part of a name is the same person; of two people who share it, the one whose name sorts first.
+        for name in sorted(self._names):
+            for word in (name, *name.split()):
+                if len(word) > 1:
+                    self._people.setdefault(word, name)
+        self._pattern = _any_of(self._people)
 
     def text(self, text: str) -> str:
         """`text` after the rules."""
         for kind, pattern in (("mail", _MAIL), ("token", _TOKEN), ("number", _NUMBER)):
             text = pattern.sub(lambda found, kind=kind: self._pseudonym(kind, found.group()), text)  # type: ignore[misc]  # mypy has no type for a lambda's default
         if self._pattern is not None:
-            text = self._pattern.sub(lambda found: self._pseudonym("name", found.group()), text)
+            text = self._pattern.sub(lambda found: self._person(found.group()), text)
         return text
 
     def redact(self, records: Sequence[Record]) -> list[Record]:
@@ -118,7 +126,7 @@ class Redactor:
     def _person(self, name: str) -> str:
         if not name or name.casefold() in _ROLES or name.startswith("["):
             return name
-        return self._pseudonym("name", name)
+        return self._pseudonym("name", self._people.get(name, name))
 
     def _walk(self, value: Any, key: str) -> Any:
         match value:
@@ -142,7 +150,7 @@ def _principals(event: Event) -> set[str]:
 
 
 def _texts(records: Iterable[Record]) -> list[str]:
-    """What people and the agent said."""
+    """What people, the agent, its persona and its tools said."""
     spoken: dict[str, list[str]] = {}
     for record in records:
         match record.event:
@@ -150,6 +158,12 @@ def _texts(records: Iterable[Record]) -> list[str]:
                 spoken.setdefault(message_id, []).append(delta)
             case Custom(name=InputValue.event_name, value=value):
                 spoken.setdefault(str(value.get("messageId")), []).append(str(value.get("text", "")))
+            case ToolCallResult(tool_call_id=call, content=content):
+                spoken.setdefault(call, []).append(content)
+            case StateSnapshot(snapshot=snapshot):
+                spoken[str(record.seq)] = [f"{snapshot.get('title')}\n{snapshot.get('persona')}"]
+            case StateDelta(delta=patch):
+                spoken[str(record.seq)] = [str(operation.get("value")) for operation in patch]
             case _:
                 pass
     return ["".join(parts) for parts in spoken.values()]
@@ -175,9 +189,8 @@ def _joined(records: Sequence[Record]) -> dict[int, Event | None]:
     return events
 
 
-def _alternatives(names: Iterable[str]) -> re.Pattern[str] | None:
-    """Any of `names` as whole words, the longest first; also each part of a name of several words."""
-    words = {word for name in names for word in (name, *name.split()) if len(word) > 1}
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Any of `words` as a whole word, the longest first."""
     ordered = sorted(words, key=lambda word: (-len(word), word))
     if not ordered:
         return None

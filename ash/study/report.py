@@ -94,8 +94,8 @@ def _rates(conditions: Sequence[ConditionSummary]) -> Iterable[str]:
         yield f"<h3>Difference from {escape(conditions[0].condition)}</h3>"
         yield f"<figure class='scroll'>{plot}</figure>"
     yield _note(
-        "Dots are estimates, lines 95% percentile-bootstrap intervals over sessions "
-        f"({REPLICATES} samples); `exact` marks the bound of a count of zero."
+        f"Dots are estimates, lines 95% percentile-bootstrap intervals over sessions ({REPLICATES} samples). "
+        "`w`: widened to the limits of a Poisson count, for sessions that agree by chance claim too much."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from msgspec import Struct
@@ -16,7 +17,7 @@ LEVEL = 0.95
 class Interval(Struct, frozen=True):
     """An estimate with its confidence interval; NaN where there is nothing to estimate from.
 
-    `method`: `bootstrap`, or `exact` for the bound of a count of zero, which resampling cannot give.
+    `method`: `bootstrap`; `widened` where the sessions differ less than so few events can be trusted to.
     """
 
     estimate: float
@@ -39,10 +40,9 @@ def rate(
     """Events per unit of exposure over several sessions.
 
     The percentile bootstrap (Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13) with
-    whole sessions as the unit that is drawn: events of one session depend on each other. With no event at
-    all every sample has rate 0 and the bootstrap would claim certainty; then the upper bound is the exact one
-    of a Poisson count, -ln(alpha / 2) / exposure (Garwood, Fiducial limits for the Poisson distribution,
-    Biometrika 1936).
+    whole sessions as the unit that is drawn: events of one session depend on each other. Where all sessions
+    agree, most of all on no event, it would claim certainty; so the interval is widened to that of a Poisson
+    count (`poisson_bounds`) wherever that one reaches further.
 
     Args:
         counts: events of each session.
@@ -59,10 +59,32 @@ def rate(
     total = sum(exposures)
     if total <= 0:
         return UNKNOWN
-    estimate = sum(counts) / total
-    if sum(counts) == 0:
-        return Interval(0.0, 0.0, -math.log((1 - level) / 2) / total, "exact")
-    return _interval(estimate, _resampled_ratio(counts, exposures, seed, replicates), level)
+    low, high = poisson_bounds(sum(counts), level)
+    resampled = _interval(sum(counts) / total, _resampled_ratio(counts, exposures, seed, replicates), level)
+    return _widened(resampled, low / total, high / total)
+
+
+def share(
+    counts: Sequence[float],
+    totals: Sequence[float],
+    *,
+    seed: int,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+) -> Interval:
+    """The share of `totals` that `counts` are, over several sessions; as `rate`, for what cannot exceed 1.
+
+    Widened to the score interval (Wilson, Probable inference, the law of succession, and statistical
+    inference, 1927).
+    """
+    total = sum(totals)
+    if total <= 0:
+        return UNKNOWN
+    estimate, z = sum(counts) / total, NormalDist().inv_cdf((1 + level) / 2)
+    middle = (estimate + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(estimate * (1 - estimate) / total + z**2 / (4 * total**2))
+    resampled = _interval(estimate, _resampled_ratio(counts, totals, seed, replicates), level)
+    return _widened(resampled, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def mean(
@@ -76,25 +98,41 @@ def mean(
     return _interval(sum(known) / len(known), samples, level)
 
 
-def rate_difference(
-    treated: tuple[Sequence[float], Sequence[float]],
-    control: tuple[Sequence[float], Sequence[float]],
-    *,
-    seed: int,
-    replicates: int = REPLICATES,
-    level: float = LEVEL,
-) -> Interval:
-    """The rate of `treated` minus that of `control`, each (counts, exposures) of its sessions.
+def difference(treated: Interval, control: Interval) -> Interval:
+    """The difference of two independent rates, from their intervals; it keeps what was widened in either.
 
-    Sessions of the two groups are drawn independently. Where one of them has no event its own uncertainty is
-    missing in the interval, which is then too narrow: look at the two rates.
+    The square-and-add limits of Zou and Donner, Construction of confidence limits about effect measures,
+    Statistics in Medicine 2008.
     """
-    if sum(treated[1]) <= 0 or sum(control[1]) <= 0:
+    if math.isnan(treated.estimate) or math.isnan(control.estimate):
         return UNKNOWN
-    estimate = sum(treated[0]) / sum(treated[1]) - sum(control[0]) / sum(control[1])
-    first = _resampled_ratio(*treated, seed, replicates)
-    second = _resampled_ratio(*control, seed + 1, replicates)
-    return _interval(estimate, first - second, level)
+    gap = treated.estimate - control.estimate
+    below = math.hypot(treated.estimate - treated.low, control.high - control.estimate)
+    above = math.hypot(treated.high - treated.estimate, control.estimate - control.low)
+    widened = "widened" in {treated.method, control.method}
+    return Interval(gap, gap - below, gap + above, "widened" if widened else "bootstrap")
+
+
+def poisson_bounds(count: float, level: float = LEVEL) -> tuple[float, float]:
+    """The limits of a Poisson mean of which `count` events were seen.
+
+    Byar's approximation to the exact limits: the upper one within 0.2%, the lower one within 3% from 3 events
+    on, and too low below that (Breslow and Day, Statistical
+    methods in cancer research II, 1987, section 2.3); for none the exact ones, 0 and -ln(alpha / 2) (Garwood,
+    Biometrika 1936).
+    """
+    if count == 0:
+        return 0.0, -math.log((1 - level) / 2)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low = count * (1 - 1 / (9 * count) - z / (3 * math.sqrt(count))) ** 3
+    more = count + 1
+    return max(0.0, low), more * (1 - 1 / (9 * more) + z / (3 * math.sqrt(more))) ** 3
+
+
+def _widened(interval: Interval, low: float, high: float) -> Interval:
+    if interval.low <= low and high <= interval.high:
+        return interval
+    return Interval(interval.estimate, min(low, interval.low), max(high, interval.high), "widened")
 
 
 def _resampled_ratio(

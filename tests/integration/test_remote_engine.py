@@ -376,6 +376,16 @@ async def test_the_breaker_leaves_a_failing_endpoint_alone_and_tries_it_again() 
         await engine.close()
 
 
+async def test_answers_that_break_off_count_for_the_breaker() -> None:
+    async with remote(breaker_failures=3) as (endpoint, engine):
+        endpoint.faults = [stream(ONE), stream(ONE, then="reset"), stream(ONE, "data: x\n\n")]
+        for _ in range(3):
+            assert engine.loaded or not endpoint.bodies
+            with pytest.raises(EngineCrashed):
+                await collect(engine)
+        assert not engine.loaded
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

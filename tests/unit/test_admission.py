@@ -1,4 +1,4 @@
-"""The slice pool under a memory budget: who waits, who is evicted, and who is told of it. Engines are fakes."""
+"""The slice pool under a memory budget: who waits, who is evicted, who is told. The engines are fakes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class World:
 
         async def follow() -> list[SliceItem]:
             async for item in generation:
-                shown.append(item)
+                shown.append(item)  # noqa: PERF401 - tests look at it meanwhile
             return shown
 
         self.tasks.append(asyncio.create_task(follow()))
@@ -201,6 +201,30 @@ async def test_cancel_while_waiting_for_room(world: World) -> None:
     world.engines["a"].resume()
     await running
     assert world.loaded() == {"a"}, "nobody wants the other any more"
+
+
+async def test_a_load_that_nobody_waits_for_any_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on; the slice may go at once; and nobody is told of that load later."""
+    loading, may_load, opened = asyncio.Event(), asyncio.Event(), world.engines["a"].open
+
+    async def slow() -> None:
+        loading.set()
+        await may_load.wait()
+        await opened()
+
+    monkeypatch.setattr(world.engines["a"], "open", slow)
+    generation = world.pool.generate("a", GenerateRequest("run", "one", (ChatMessage("user", TEXT),)))
+
+    async def follow() -> list[SliceItem]:
+        return [item async for item in generation]
+
+    following = asyncio.create_task(follow())
+    await loading.wait()
+    generation.cancel()
+    assert await following == [Finished("cancelled", 0)]
+    may_load.set()
+    assert told(await world.run("b")) == [("a", "evicted"), ("b", "loaded")]
+    assert told(await world.run("a")) == [("b", "evicted"), ("a", "loaded")]
 
 
 async def test_a_consumer_that_is_cancelled_while_waiting_leaves_nothing(world: World) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ash.config import load
 from ash.domain.errors import ConfigError
+from ash.slices.catalog import validate
+from ash.slices.models import HubReference
 
 ROOT = Path(__file__).resolve().parents[2]
 SLICE = '[slices.a]\ntier = "nano"\nmodel = "package:x"\n'
@@ -61,3 +65,16 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         load(tmp_path / "none.toml", {})
+
+
+def test_the_commented_catalogue_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "config.toml").read_text(encoding="utf-8")
+    path = tmp_path / "config.toml"
+    path.write_text(re.sub(r"^# (?=\[slices\.|\w+ = )", "", text, flags=re.MULTILINE))
+    slices = load(path, {}).slices
+    assert set(slices) == {"nano", "turbo", "gemma4_e2b", "gemma4_e4b", "gemma4_12b"}
+    for name in set(slices) - {"nano", "turbo"}:
+        spec = slices[name]
+        assert HubReference.parse(spec.model.removeprefix("hf:")).file.endswith("Q4_K_M.gguf")
+        assert spec.sampling.top_k == 64
+    validate([msgspec.structs.replace(spec, name=name) for name, spec in slices.items()])

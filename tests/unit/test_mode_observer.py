@@ -11,9 +11,10 @@ from ash.encoders.fake import HashEncoder
 from ash.heads.head import Head
 from ash.modes import observer as heads
 from ash.modes.anchors import NOTHING, Anchors, load_anchors, load_requests
-from ash.modes.features import FORM_FEATURES, SCALE, features, form_features, rhyme_density
+from ash.modes.features import FORM_FEATURES, SCALE, features, form_features
 from ash.modes.instrument import Instrument
 from ash.modes.observer import ModeObserver, RequestObserver
+from ash.modes.verse import rhyme_density
 
 VERSE = (
     "The rain came down on the silent town\nand nobody heard it fall\n"

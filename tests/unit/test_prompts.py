@@ -22,6 +22,9 @@ class ByteVocabulary:
     def piece(self, token: int) -> bytes:
         return bytes([token])
 
+    def pieces(self) -> list[bytes]:
+        raise NotImplementedError("only output formats need the whole vocabulary")
+
     def shown_piece(self, token: int) -> bytes:
         return bytes([token])
 

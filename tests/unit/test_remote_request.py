@@ -194,6 +194,11 @@ def test_any_body_is_read_and_shows_no_secret(status: int, body: bytes) -> None:
     assert isinstance(meaning(status, body), AttemptFailed | ContextExceeded)
 
 
+def test_a_secret_is_not_shown_in_part_where_the_text_is_cut() -> None:
+    found = meaning(400, {"error": "x" * 290 + " abcdefghij" * 3}, secret="abcdefghij")
+    assert "abc" not in str(found)
+
+
 @given(st.text())
 def test_foreign_text_is_one_short_line(text: str) -> None:
     line = printable(text * 50)
@@ -206,6 +211,13 @@ def conversation(pairs: int, text: str = "why " * 20) -> GenerateRequest:
     for _ in range(pairs):
         history += [ChatMessage("user", text), ChatMessage("assistant", text)]
     return GenerateRequest("r", "s", (*history, ChatMessage("user", "And now?")))
+
+
+def test_an_estimate_does_not_refuse_the_last_message() -> None:
+    request = GenerateRequest("r", "s", (ChatMessage("user", "x" * 3000),))
+    assert PromptSizer(512).plan(request, max_tokens=100).messages == request.messages
+    with pytest.raises(PromptTooLong):
+        PromptSizer(40).plan(request, max_tokens=100)
 
 
 def test_nothing_is_dropped_while_all_fits() -> None:

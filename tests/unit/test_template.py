@@ -190,6 +190,14 @@ def test_what_would_take_gigabytes_is_refused_before_it_is_made(source: str) -> 
             "{%set n = namespace(t='')%}{%for m in messages%}{%set n.t = n.t ~ m.role%}{%endfor%}{{n.t}}",
             "systemuser",
         ),
+        (
+            "{% for m in messages %}{{ m.role.replace('s', '') }}{{ m.role.join('ab') }}{% endfor %}",
+            "ytemasystembuerauserb",
+        ),
+        (
+            "{% for m in messages %}{{ m.role.split('s', maxsplit=1) }}{% endfor %}",
+            "['', 'ystem']['u', 'er']",
+        ),
         ("{% macro f(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ f(1) }}", "12"),
         ("{{ dict(a=1).get('a') }}{{ [3, 1] | sort }}{{ 'b' in 'abc' }}", "1[1, 3]True"),
         ("{% for a in [1, 2, 3] %}{% if a == 2 %}{% break %}{% endif %}{{ a }}{% endfor %}", "1"),

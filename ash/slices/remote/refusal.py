@@ -125,7 +125,7 @@ def failure_of(
         return AttemptFailed(
             FormatError(f"{where} does not take the output format: {said}"), endpoint_down=False
         )
-    if refusal.location is not None or 300 <= status < 400:
+    if 300 <= status < 400:
         advice = (
             f"redirects to {refusal.location or 'nowhere'}; redirects are not followed, since they would "
             "take the key along: write the address itself as `url`"

@@ -75,7 +75,7 @@ class FormatCompiler:
     def __init__(self, vocabulary: Vocabulary, size: int, end_tokens: Sequence[int]) -> None:
         self._size = size
         special = [token for token in range(size) if vocabulary.is_control(token)]
-        pieces = [vocabulary.piece(token) for token in range(size)]
+        pieces = vocabulary.pieces()
         for token in special:
             pieces[token] = _SPECIAL + pieces[token]
         self._tokenizer = LLTokenizer(

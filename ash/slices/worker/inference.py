@@ -24,6 +24,9 @@ class BatchEntry(Struct, frozen=True):
 class Vocabulary(Protocol):
     """Tokens and the bytes they stand for. Its methods may be called from any thread."""
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, special tokens spelt out."""
+
     def tokenise(self, text: bytes) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised, none is added."""
 

@@ -179,6 +179,17 @@ class LlamaModel:
         """The bytes of `token` in an answer: nothing for special tokens."""
         return self._piece(self._shown, token, special=False)
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token of the vocabulary, control tokens spelt out."""
+        # One buffer for all: with a quarter of a million tokens, making buffers takes most of the time.
+        size = 1024
+        buffer = ctypes.create_string_buffer(size)
+        pieces: list[bytes] = []
+        for token in range(self.vocabulary_size):
+            length = api.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
+            pieces.append(buffer[:length] if length >= 0 else self.piece(token))
+        return pieces
+
     def is_end(self, token: int) -> bool:
         """True for tokens that end a generation."""
         return bool(api.llama_vocab_is_eog(self._vocabulary, token))

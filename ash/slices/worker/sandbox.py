@@ -189,6 +189,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Any call in a template; see jinja2."""
         text = getattr(function, "__self__", None)
         if isinstance(function, BuiltinMethodType) and isinstance(text, str):
+            # Inside of loops and blocks jinja2 passes its own variables along.
+            kwargs = {name: value for name, value in kwargs.items() if not name.startswith("_")}
             match function.__name__:
                 case "join":
                     return self._joined(args[0], text)
