@@ -78,6 +78,10 @@ class ModesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     alarm: float = 0.9
     noise: float = 0.1
     confirm: int = 3
+    window: int = 24
+    cusum_threshold: float = 8.0
+    cusum_drift: float = 1.0
+    cusum_cap: float = 4.0
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):

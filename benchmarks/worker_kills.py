@@ -24,10 +24,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import psutil
 
@@ -39,6 +39,8 @@ from benchmarks.harness.table import markdown
 Moment = Literal["load", "prefill", "decode"]
 Means = Literal["SIGKILL", "SIGABRT", "memory limit"]
 
+T = TypeVar("T")
+
 MOMENTS: tuple[Moment, ...] = ("load", "prefill", "decode")
 MEANS: tuple[Means, ...] = ("SIGKILL", "SIGABRT", "memory limit")
 
@@ -46,10 +48,12 @@ LONGEST_DELAY_S = 0.4
 """A blow falls up to so long after its moment began."""
 LOAD_PATIENCE_S = 20.0
 """When no worker starts for so long, none is needed, and another moment is drawn."""
-MEMORY_PATIENCE_S = 5.0
+MEMORY_PATIENCE_S = 20.0
 """A worker that has allocated nothing for so long under its limit is let off."""
-STUCK_AFTER_S = 240.0
-"""A run that takes longer is stuck; a fresh load, a prefill and an answer take a few seconds each."""
+BAIT_CHARACTERS = 400_000
+"""Length of an input that no worker takes in without a large allocation. It is refused as too long after all."""
+STUCK_AFTER_S = 180.0
+"""When no session hears anything for so long although runs are open, they are stuck."""
 POLL_S = 0.01
 SETTLE_S = 30.0
 
@@ -99,29 +103,24 @@ class Talker:
         return f"{filler}Go on with the story of traveller {self._draw.randrange(1000)}."
 
     async def talk(self, stop: asyncio.Event) -> None:
-        """Ask until `stop`.
-
-        Raises:
-            TimeoutError: a run does not end.
-        """
+        """Ask until `stop`."""
         while not stop.is_set():
-            await self.once()
+            await self.ask(self.question())
 
-    async def once(self) -> Received:
+    async def ask(self, text: str) -> Received:
         """Ask one question; returns the terminal event of its run.
 
         Raises:
-            TimeoutError: it does not come.
+            SystemFailedError: the connection closes before.
         """
         first = len(self.conversation.log)
-        run_id = await self.conversation.prompt(self.question())
+        run_id = await self.conversation.prompt(text)
         self.asked.append(run_id)
-        async with asyncio.timeout(STUCK_AFTER_S):
-            async with contextlib.aclosing(self.conversation.follow(first)) as received:
-                async for entry in received:
-                    if entry.event["runId"] == run_id and entry.body["type"] in TERMINAL:
-                        return entry
-        raise TimeoutError(f"the connection closed before run {run_id} ended")
+        async with contextlib.aclosing(self.conversation.follow(first)) as received:
+            async for entry in received:
+                if entry.event["runId"] == run_id and entry.body["type"] in TERMINAL:
+                    return entry
+        raise SystemFailedError(f"the connection closed before run {run_id} ended")
 
 
 class Killer:
@@ -130,31 +129,29 @@ class Killer:
     Args:
         server: whose workers.
         conversations: where the moments are read from.
+        baits: a session on each slice that makes its worker allocate memory, the likeliest slice first.
     """
 
     def __init__(
-        self, server: AshServer, conversations: Sequence[AshConversation], draw: random.Random
+        self,
+        server: AshServer,
+        conversations: Sequence[AshConversation],
+        baits: Sequence[Talker],
+        draw: random.Random,
     ) -> None:
         self._server = server
         self._conversations = conversations
+        self._baits = baits
         self._draw = draw
         self._seen: set[int] = set()
 
     async def kill(self, kills: int, outcome: Outcome) -> None:
-        """End `kills` workers.
-
-        Raises:
-            TimeoutError: a moment does not come: nothing runs any more.
-        """
+        """End `kills` workers."""
         while outcome.blows.total() < kills:
             # Nothing loads before the first worker was ended.
             moment = self._draw.choice(MOMENTS if outcome.blows else MOMENTS[1:])
             means = self._draw.choice(MEANS)
-            try:
-                async with asyncio.timeout(STUCK_AFTER_S):
-                    worker = await self._victim(moment)
-            except TimeoutError as error:
-                raise TimeoutError(f"no run came to {moment} within {STUCK_AFTER_S:g} s") from error
+            worker = await self._victim(moment)
             if worker is None:
                 continue
             try:
@@ -228,9 +225,12 @@ class Killer:
         return True
 
     async def _starve(self, worker: psutil.Process) -> bool:
-        """Let every further allocation of address space fail."""
+        """Let every further allocation of address space fail, and make it allocate."""
         _, hard = resource.prlimit(worker.pid, resource.RLIMIT_AS)
         resource.prlimit(worker.pid, resource.RLIMIT_AS, (1, hard))
+        # Decoding alone may go on for long with the memory that the worker has.
+        baits = self._baits[: len(self._server.workers())]
+        eating = [asyncio.ensure_future(bait.ask("x " * (BAIT_CHARACTERS // 2))) for bait in baits]
         try:
             async with asyncio.timeout(MEMORY_PATIENCE_S):
                 await _gone(worker)
@@ -238,6 +238,8 @@ class Killer:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(worker.pid, resource.RLIMIT_AS, (hard, hard))
             return False
+        finally:
+            await asyncio.gather(*eating)
         return True
 
 
@@ -251,11 +253,11 @@ async def _gone(worker: psutil.Process) -> None:
 async def series(folder: Path, *, kills: int, sessions: int, seed: int) -> Outcome:
     """Start a server, end `kills` workers under the load of `sessions`, and check everything."""
     outcome = Outcome()
-    draw = random.Random(seed)
     overrides = {
-        "ASH_SLICES__NANO__SLOTS": str(sessions),
+        # Beside the sessions there is room for the baits.
+        "ASH_SLICES__NANO__SLOTS": str(sessions + 1),
         "ASH_SLICES__NANO__SAMPLING__MAX_TOKENS": "48",
-        "ASH_SLICES__TURBO__SLOTS": str(sessions),
+        "ASH_SLICES__TURBO__SLOTS": str(sessions + 1),
         "ASH_SLICES__TURBO__SAMPLING__MAX_TOKENS": "24",
     }
     server = AshServer(folder, overrides)
@@ -266,19 +268,24 @@ async def series(folder: Path, *, kills: int, sessions: int, seed: int) -> Outco
             Talker(conversation, random.Random(f"{seed} {number}"))
             for number, conversation in enumerate(conversations)
         ]
-        stop = asyncio.Event()
+        baits = [
+            Talker(await AshConversation.begin(server, slice=name), random.Random(seed))
+            for name in ("nano", "turbo")
+        ]
+        killer = Killer(server, conversations, baits, random.Random(seed))
+        every = [*talkers, *baits]
         try:
-            async with asyncio.TaskGroup() as group:
-                for talker in talkers:
-                    group.create_task(talker.talk(stop))
-                await Killer(server, conversations, draw).kill(kills, outcome)
-                stop.set()
-        except* TimeoutError as stuck:
-            outcome.wrong += [f"stuck: {error}" for error in stuck.exceptions]
-        await _last_answers(talkers, outcome)
-        for talker in talkers:
-            await _check(server, talker, outcome)
-        await asyncio.gather(*(conversation.close() for conversation in conversations))
+            await _while_heard(every, _under_fire(talkers, killer, kills, outcome))
+            # With nobody killing any more, every session must answer.
+            last = [talker.ask(talker.question()) for talker in talkers]
+            ends = await _while_heard(every, asyncio.gather(*last))
+        except TimeoutError as error:
+            outcome.wrong.append(str(error))
+        else:
+            outcome.wrong += [f"a session fails on: {end.body}" for end in ends if "outcome" not in end.body]
+        for talker in every:
+            await _check(server, talker, outcome, bait=talker in baits)
+            await talker.conversation.close()
         if not server.process_ids():
             outcome.wrong.append(f"the server itself has ended:\n{server.messages()}")
     finally:
@@ -286,17 +293,37 @@ async def series(folder: Path, *, kills: int, sessions: int, seed: int) -> Outco
     return outcome
 
 
-async def _last_answers(talkers: Sequence[Talker], outcome: Outcome) -> None:
-    """With nobody killing any more, every session must answer."""
-    results = await asyncio.gather(*(talker.once() for talker in talkers), return_exceptions=True)
-    for talker, result in zip(talkers, results, strict=True):
-        if isinstance(result, BaseException):
-            outcome.wrong.append(f"session {talker.conversation.session_id} is stuck: {result!r}")
-        elif result.body["type"] != "RUN_FINISHED":
-            outcome.wrong.append(f"session {talker.conversation.session_id} fails on: {result.body}")
+async def _under_fire(talkers: Sequence[Talker], killer: Killer, kills: int, outcome: Outcome) -> None:
+    """Load and kills, until the last worker was ended and the runs that were open then have ended."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for talker in talkers:
+            group.create_task(talker.talk(stop))
+        await killer.kill(kills, outcome)
+        stop.set()
 
 
-async def _check(server: AshServer, talker: Talker, outcome: Outcome) -> None:
+async def _while_heard(talkers: Sequence[Talker], work: Awaitable[T]) -> T:
+    """The result of `work`.
+
+    Raises:
+        TimeoutError: no session has heard anything for `STUCK_AFTER_S`. A run may take long on a busy
+            machine, but the server is never silent while it works.
+    """
+    task = asyncio.ensure_future(work)
+    heard = -1
+    while not task.done():
+        now = sum(len(talker.conversation.log) for talker in talkers)
+        if now == heard:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise TimeoutError(f"stuck: no session has heard anything for {STUCK_AFTER_S:g} s")
+        heard = now
+        await asyncio.wait({task}, timeout=STUCK_AFTER_S)
+    return task.result()
+
+
+async def _check(server: AshServer, talker: Talker, outcome: Outcome, *, bait: bool) -> None:
     """Read the session again from the log and compare."""
     session = talker.conversation.session_id
     live = [entry.event for entry in talker.conversation.log]
@@ -321,7 +348,7 @@ async def _check(server: AshServer, talker: Talker, outcome: Outcome) -> None:
             outcome.answered += 1
         elif body["type"] == "RUN_ERROR":
             outcome.failed[body["code"]] += 1
-            if body["code"] not in CLEAN:
+            if body["code"] not in CLEAN | ({"too_large"} if bait else frozenset()):
                 outcome.wrong.append(f"session {session}: a run failed by {body['code']}: {body['message']}")
         elif body.get("name") == "ash.slice":
             outcome.crashes[body["value"]["what"]] += 1

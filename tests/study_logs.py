@@ -93,7 +93,12 @@ class LogBuilder:
         value = InputValue(asked, text, principal, run, idempotency_key=key)
         self.add(value.event(), run, origin)
         asks = ModeValue(
-            asked, sure_of("conversational"), "conversational", None, role="user", raw=dict(pull or {})
+            asked,
+            sure_of("conversational"),
+            "conversational",
+            None,
+            role="user",
+            raw=dict(pull or dict.fromkeys(MODES, 0.0)),
         )
         route = RouteValue(
             "nano", "smalltalk", {"smalltalk": 1.0}, [], switched=False, reason="sure", router_ms=1

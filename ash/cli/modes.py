@@ -11,28 +11,54 @@ from typing import Annotated
 
 import msgspec
 import typer
+from msgspec import Struct
 from rich.table import Table
 
-from ash.app import mode_filter, opened_instrument
+from ash.app import mode_cusum, mode_filter, opened_instrument
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import ModesSettings, Settings, load
 from ash.domain.errors import ConfigError
 from ash.domain.values import ModeEstimate
-from ash.modes.evaluation import (
+from ash.modes.evaluation import TextReport, judge_texts
+from ash.modes.filter import ModeFilter
+from ash.modes.labelled import LabelledText, Stream, read_streams, read_texts
+from ash.modes.shift_evaluation import (
     CurvePoint,
     ObservedTurn,
     StreamReport,
-    TextReport,
+    agreement,
     curve,
     detect,
+    detect_by_sums,
     judge_stream,
     judge_streams,
-    judge_texts,
 )
-from ash.modes.filter import ModeFilter
-from ash.modes.labelled import LabelledText, Stream, read_streams, read_texts
 
 modes_app = typer.Typer(help="The observer of modes and shifts.", no_args_is_help=True)
+
+
+class _Judged(Struct, frozen=True):
+    """The filter as configured, over its thresholds, and beside its cross-check.
+
+    `agreement`: share of the filter's alarms that the cumulative sums raise too.
+    """
+
+    report: StreamReport
+    curve: list[CurvePoint]
+    cusum: StreamReport
+    agreement: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of the filter on top, the others under `curve`, `cusum` and `cusum_agreement`."""
+        points = [{"alarm": point.alarm, **msgspec.to_builtins(point.report)} for point in self.curve]
+        # Without a model of triggers its figures for them would say nothing.
+        cusum = {key: value for key, value in msgspec.to_builtins(self.cusum).items() if "trigger" not in key}
+        return {
+            **msgspec.to_builtins(self.report),
+            "curve": points,
+            "cusum": cusum,
+            "cusum_agreement": self.agreement,
+        }
 
 
 @modes_app.callback()
@@ -60,13 +86,12 @@ def modes_eval(
     elif streams is not None:
         read = read_streams(_lines(streams, "--streams"), str(streams))
         settings = load(config)
-        observed = asyncio.run(_observed(settings, read))
-        judged, points = _judged(settings.modes, read, observed)
+        observed = asyncio.run(observed_streams(settings, read))
+        judged = _judged(settings.modes, read, observed)
         if as_json:
-            rows = [{"alarm": point.alarm, **msgspec.to_builtins(point.report)} for point in points]
-            _write_json({**msgspec.to_builtins(judged), "curve": rows})
+            _write_json(judged.to_json())
         else:
-            _show_streams(judged, points)
+            _show_streams(judged)
 
 
 def _lines(path: Path, option: str) -> list[str]:
@@ -87,7 +112,7 @@ async def _estimates(settings: Settings, texts: Sequence[LabelledText]) -> list[
     return [instrument.observe(vector, text.text) for vector, text in zip(vectors, texts, strict=True)]
 
 
-async def _observed(settings: Settings, streams: Sequence[Stream]) -> list[list[ObservedTurn]]:
+async def observed_streams(settings: Settings, streams: Sequence[Stream]) -> list[list[ObservedTurn]]:
     """Every turn of every stream as the instrument sees it; what recurs is encoded once."""
     texts = list(dict.fromkeys(turn.text for stream in streams for turn in stream.turns))
     async with opened_instrument(settings) as (encoder, instrument):
@@ -105,15 +130,23 @@ async def _observed(settings: Settings, streams: Sequence[Stream]) -> list[list[
 
 def _judged(
     settings: ModesSettings, streams: Sequence[Stream], observed: Sequence[Sequence[ObservedTurn]]
-) -> tuple[StreamReport, list[CurvePoint]]:
+) -> _Judged:
     pairs = list(zip(streams, observed, strict=True))
-    configured = mode_filter(settings)
-    report = judge_streams([judge_stream(stream, detect(turns, configured)) for stream, turns in pairs])
+    configured, cusum = mode_filter(settings), mode_cusum(settings)
+    alarms = [detect(turns, configured) for turns in observed]
+    sums = [detect_by_sums(turns, cusum) for turns in observed]
 
     def filter_at(alarm: float) -> ModeFilter:
         return mode_filter(msgspec.structs.replace(settings, alarm=alarm))
 
-    return report, curve(pairs, filter_at)
+    raised = sum(map(len, alarms))
+    agreed = sum(agreement(one, other) for one, other in zip(alarms, sums, strict=True))
+    return _Judged(
+        report=judge_streams([judge_stream(*pair) for pair in zip(streams, alarms, strict=True)]),
+        curve=curve(pairs, filter_at),
+        cusum=judge_streams([judge_stream(*pair) for pair in zip(streams, sums, strict=True)]),
+        agreement=agreed / raised if raised else None,
+    )
 
 
 def _write_json(value: object) -> None:
@@ -140,10 +173,12 @@ def _show_texts(report: TextReport) -> None:
     out.print(table)
 
 
-def _show_streams(report: StreamReport, points: Sequence[CurvePoint]) -> None:
+def _show_streams(judged: _Judged) -> None:
+    report = judged.report
     out.print(
-        f"{report.streams} streams, {report.shifts} shifts; dated within {_figure(report.onset_error_median)} "
-        f"agent turns (median); triggers right {_figure(report.trigger_accuracy)}",
+        f"{report.streams} streams, {report.shifts} shifts; dated to {_figure(report.onset_error_median)} "
+        f"agent turns (median); triggers right {_figure(report.trigger_accuracy)}, "
+        f"cusum agrees {_figure(judged.agreement)}",
         soft_wrap=True,
     )
     table = Table(
@@ -156,7 +191,8 @@ def _show_streams(report: StreamReport, points: Sequence[CurvePoint]) -> None:
         "false alarms",
         "per 1000 turns",
     )
-    for name, row in [("configured", report), *((f"{point.alarm:g}", point.report) for point in points)]:
+    thresholds = [(f"{point.alarm:g}", point.report) for point in judged.curve]
+    for name, row in [("configured", report), *thresholds, ("cusum", judged.cusum)]:
         figures = map(_figure, (row.precision, row.recall, row.delay_median, row.delay_p90))
         counts = (str(row.noise_false_alarms), str(row.false_alarms), _figure(row.false_alarms_per_1000))
         table.add_row(name, *figures, *counts)

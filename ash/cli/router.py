@@ -14,7 +14,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from ash.app import opened_router, slice_specs
+from ash.app import opened_router, router_examples, slice_specs
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import Settings, load
 from ash.domain.errors import ConfigError
@@ -39,7 +39,7 @@ JsonOutput = Annotated[bool, typer.Option("--json", help="One JSON object instea
 
 @router_app.command("fit")
 def router_fit(config: Config = DEFAULT_CONFIG) -> None:
-    """Fit the router on its anchors anew, whatever the cache holds."""
+    """Fit the router on its anchors anew; a light encoder is made first where it has not been."""
     settings = load(config)
 
     async def fit() -> str:
@@ -48,8 +48,8 @@ def router_fit(config: Config = DEFAULT_CONFIG) -> None:
 
     started = time.perf_counter()
     identity = asyncio.run(fit())
-    count = len(load_anchors().texts())
-    out.print(f"fitted on {count} anchors with {identity} in {time.perf_counter() - started:.0f} s")
+    count = len(router_examples().texts)
+    out.print(f"fitted on {count} examples with {identity} in {time.perf_counter() - started:.0f} s")
 
 
 @router_app.command("explain")

@@ -29,8 +29,16 @@ from ash.app import (
 )
 from ash.cli.client import Client, local_token
 from ash.cli.options import DEFAULT_CONFIG, Config, out
-from ash.config import GatewaySettings, Settings, StoreSettings, load
-from ash.domain.errors import StudyError
+from ash.config import (
+    GatewaySettings,
+    ModesSettings,
+    RouterSettings,
+    SessionSettings,
+    Settings,
+    StoreSettings,
+    load,
+)
+from ash.domain.errors import AshError, StudyError
 from ash.domain.events import Record
 from ash.encoders.sentence import SentenceEncoder
 from ash.session.modes import ModeTracker
@@ -49,7 +57,13 @@ from ash.study.progress import (
     save_record,
 )
 from ash.study.report import html_report
-from ash.study.result_tables import column_types, conditions_table, sessions_table, shifts_table
+from ash.study.result_tables import (
+    SHIFT_COLUMNS,
+    column_types,
+    conditions_table,
+    sessions_table,
+    shifts_table,
+)
 from ash.study.runner import Driver
 from ash.study.stitching import stitch
 from ash.study.tables import csv_text, write_parquet
@@ -88,7 +102,6 @@ def study_run(
 def study_report(
     folder: Annotated[Path, typer.Argument(help="The study's folder.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier report.")] = False,
-    config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Write report.html, and its figures as CSV and Parquet. Example: ash study report FOLDER."""
     record = load_record(folder)
@@ -96,7 +109,7 @@ def study_report(
         raise StudyError(f"there is no study in {folder}; run one: ash study run PLAN.toml")
     if not record.finished:
         raise StudyError(f"no session of the study in {folder} is finished; run it: ash study run PLAN.toml")
-    written = asyncio.run(_report(load(config), record, folder, force=force))
+    written = asyncio.run(_report(record, folder, force=force))
     for path in written:
         out.print(str(path), soft_wrap=True, highlight=False)
 
@@ -144,7 +157,7 @@ async def provenance(settings: Settings, plan: Plan) -> Provenance:
             if result.problem is not None:
                 raise StudyError(f"slice {spec.name} cannot be used: {result.problem}")
             weights[spec.name] = result.sha256
-    async with _encoder(settings) as encoder:
+    async with _encoder(settings.router.encoder) as encoder:
         identity = encoder.identity
     # Through JSON, for a tuple that comes back from the study file is a list.
     relevant: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
@@ -174,6 +187,13 @@ async def _run(settings: Settings, record: StudyRecord, folder: Path) -> None:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+    def keep(finished: FinishedSession) -> None:
+        # At once, so that an interruption costs what is running and nothing that is done.
+        nonlocal record
+        record = record.with_session(finished)
+        save_record(record, folder)
+
     failures: list[str] = []
     with bar:
         task = bar.add_task("turns", total=len(missing) * (record.plan.turns + 1))
@@ -182,17 +202,14 @@ async def _run(settings: Settings, record: StudyRecord, folder: Path) -> None:
             bar.update(task, description=f"seed {seed}")
             served = study_settings(settings, record.plan, folder, seed)
             share_models(served, models_folder(settings))
-            results = await _one_seed(
-                served, record.plan, conditions, seed, on_turn=lambda: bar.advance(task)
+            failures += await _one_seed(
+                served,
+                record.plan,
+                conditions,
+                seed,
+                on_turn=lambda: bar.advance(task),
+                on_finished=keep,
             )
-            for result in results:
-                if isinstance(result, FinishedSession):
-                    record = record.with_session(result)
-                    save_record(record, folder)
-                elif isinstance(result, Exception):
-                    failures.append(str(result))
-                else:
-                    raise result
     if failures:
         raise StudyError(f"{len(failures)} sessions failed ({failures[0]}); run the study again")
 
@@ -204,45 +221,57 @@ async def _one_seed(
     seed: int,
     *,
     on_turn: Callable[[], None],
-) -> list[FinishedSession | BaseException]:
-    """The sessions of one seed, each on a connection of its own, on one server with the settings `served`."""
+    on_finished: Callable[[FinishedSession], None],
+) -> list[str]:
+    """The sessions of one seed, each on a connection of its own, on one server with the settings `served`.
+
+    Returns what went wrong; one session that fails leaves the others alone.
+    """
     data = prepare_data_folder(served)
     logs.configure(served.log.level, data / served.log.file)
     async with running(served) as server:
         address, token = f"ws://{server.address[0]}:{server.address[1]}/ws", local_token(data)
 
-        async def session(condition: str) -> FinishedSession:
-            async with Client(address, token) as client:
-                return await Driver(client, plan, condition, seed, wall_clock).run(on_turn)
+        async def session(condition: str) -> str | None:
+            try:
+                async with Client(address, token) as client:
+                    on_finished(await Driver(client, plan, condition, seed, wall_clock).run(on_turn))
+            except AshError as error:
+                return str(error)
+            return None
 
-        return await asyncio.gather(*map(session, conditions), return_exceptions=True)
+        return [problem for problem in await asyncio.gather(*map(session, conditions)) if problem]
 
 
 # -- reporting ---------------------------------------------------------------------------------------------
 
 
-async def _report(settings: Settings, record: StudyRecord, folder: Path, *, force: bool) -> tuple[Path, ...]:
+async def _report(record: StudyRecord, folder: Path, *, force: bool) -> tuple[Path, ...]:
+    """Everything with the settings that the study ran with; returns the files."""
+    config = record.provenance.config
+    session = msgspec.convert(config["session"], SessionSettings)
+    router = msgspec.convert(config["router"], RouterSettings)
+    modes = msgspec.convert(config["modes"], ModesSettings)
     sessions = [
         StudiedSession(each.condition, each.seed, view(each.session_id, records))
-        for each, records in await _logs(settings, record, folder)
+        for each, records in await _logs(modes, record, folder)
     ]
-    persona = record.plan.persona or settings.session.persona or None
-    sessions, persona_vector = await _encoded(settings, sessions, persona)
+    persona = record.plan.persona or session.persona or None
+    sessions, persona_vector = await _encoded(router.encoder, sessions, persona)
     result = analyse(record.plan, sessions, persona_vector)
+    found, summaries = sessions_table(result.sessions), conditions_table(result.conditions)
     tables = {
-        "sessions": sessions_table(result.sessions),
-        "conditions": conditions_table(result.conditions),
-        "shifts": shifts_table(result.shifts),
+        "sessions": (found, column_types(found)),
+        "conditions": (summaries, column_types(summaries)),
+        "shifts": (shifts_table(result.shifts), SHIFT_COLUMNS),
     }
-    kept = {name: rows for name, rows in tables.items() if rows}
     with_parquet = find_spec("pyarrow") is not None
     suffixes = (".csv", ".parquet") if with_parquet else (".csv",)
-    parts = [(f"{name}{suffix}", rows) for name, rows in kept.items() for suffix in suffixes]
-    paths = [folder / "report.html", *(folder / name for name, _ in parts)]
+    parts = [(f"{name}{suffix}", *table) for name, table in tables.items() for suffix in suffixes]
+    paths = [folder / "report.html", *(folder / name for name, *_ in parts)]
     with replacing(paths, force=force) as files:
         files[0].write_text(html_report(record, result, sessions), encoding="utf-8")
-        for file, (_, rows) in zip(files[1:], parts, strict=True):
-            types = column_types(rows)
+        for file, (_, rows, types) in zip(files[1:], parts, strict=True):
             if file.suffix == ".csv":
                 file.write_text(csv_text(rows, types), encoding="utf-8", newline="")
             else:
@@ -255,7 +284,7 @@ async def _report(settings: Settings, record: StudyRecord, folder: Path, *, forc
 
 
 async def _logs(
-    settings: Settings, record: StudyRecord, folder: Path
+    modes: ModesSettings, record: StudyRecord, folder: Path
 ) -> list[tuple[FinishedSession, list[Record]]]:
     """Every finished session with its log, condition by condition in the plan's order."""
     ordered = sorted(
@@ -270,17 +299,17 @@ async def _logs(
                 raise StudyError(f"session {each.session_id} is not in the study's log; was it deleted?")
             if each.fork_seq is not None:
                 copies = [await reader.read(name) for name in each.continuations]
-                tracker = ModeTracker(mode_filter(settings.modes))
+                tracker = ModeTracker(mode_filter(modes))
                 records = stitch(records, copies, each.fork_seq, tracker)
             found.append((each, records))
     return found
 
 
 async def _encoded(
-    settings: Settings, sessions: Sequence[StudiedSession], persona: str | None
+    model: str, sessions: Sequence[StudiedSession], persona: str | None
 ) -> tuple[list[StudiedSession], list[float] | None]:
     """The sessions with the vectors of their answers, and the vector of the persona."""
-    async with _encoder(settings) as encoder:
+    async with _encoder(model) as encoder:
         encoded = []
         for session in sessions:
             texts = [answer.text for answer in session.view.answers]
@@ -290,8 +319,8 @@ async def _encoded(
 
 
 @asynccontextmanager
-async def _encoder(settings: Settings) -> AsyncIterator[SentenceEncoder]:
-    encoder = SentenceEncoder(model=settings.router.encoder)
+async def _encoder(model: str) -> AsyncIterator[SentenceEncoder]:
+    encoder = SentenceEncoder(model=model)
     await encoder.open()
     try:
         yield encoder

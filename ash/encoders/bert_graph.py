@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from ash.encoders.light import MASK, TOKEN_IDS, VECTORS
+
 Weights = Mapping[str, NDArray[np.float32]]
 
 # Gelu has an operator of its own from this version on.
@@ -20,9 +22,6 @@ _OPERATOR_SET = 20
 _FORMAT = 9
 # Behind the softmax this is a probability of 0.
 _MASKED = np.float32(1e9)
-
-TOKEN_IDS, MASK, VECTORS = "ids", "mask", "vectors"
-"""Inputs, int64 and float32 of shape (texts, tokens), and output, float32 of shape (texts, width)."""
 
 
 class BertShape(Struct, frozen=True):
@@ -50,9 +49,18 @@ def write_quantised(weights: Weights, shape: BertShape, path: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "quantised.onnx"
-        onnx.save(_Graph(weights, shape).model(), plain)
+        onnx.save(bert_model(weights, shape), plain)
         quantize_dynamic(plain, quantised, weight_type=QuantType.QInt8, per_channel=True)
         quantised.replace(path)
+
+
+def bert_model(weights: Weights, shape: BertShape) -> onnx.ModelProto:
+    """The model as it is, in float32; it computes what `transformers.BertModel` with mean pooling does.
+
+    Raises:
+        KeyError: a weight is missing.
+    """
+    return _Graph(weights, shape).model()
 
 
 class _Graph:

@@ -7,33 +7,39 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from ash.domain.errors import ConfigError, EncoderUnavailable
-from ash.encoders.bert_graph import MASK, TOKEN_IDS, VECTORS
 from ash.encoders.tokens import RequestTokens, padded
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 GRAPH_FILE = "encoder.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 
-# Larger ones save no time on one core and hold up whoever comes next.
-_MAX_BATCH = 16
+TOKEN_IDS, MASK, VECTORS = "ids", "mask", "vectors"
+"""Inputs of the graph, int64 and float32 of shape (texts, tokens), and its output, float32 of shape
+(texts, width)."""
+
+# A call with more texts lets others in between.
+_TEXTS_IN_A_ROW = 16
 
 
 class LightEncoder:
     """Implements the Encoder port with an ONNX model; its one thread leaves the interpreter free.
 
-    Texts are encoded in the order of the calls, alone or next to texts of their own length, so that a vector
-    hardly depends on its neighbours in the batch.
+    Each text is encoded alone: activations are quantised over a whole batch, so that neighbours would change
+    a vector, and on one core a batch saves next to nothing.
     """
 
     def __init__(self, folder: Path) -> None:
         """Take the model in `folder`; nothing is loaded before `open`.
 
         Args:
-            folder: holds GRAPH_FILE and TOKENIZER_FILE, made by ash.encoders.trainer.
+            folder: holds GRAPH_FILE and TOKENIZER_FILE, made by ash.encoders.tuning.
 
         Raises:
             ConfigError: one of them is missing.
@@ -92,13 +98,19 @@ class LightEncoder:
 
     async def encode(self, texts: Sequence[str]) -> list[list[float]]:
         """See the port. A text counts by its first 64 and last 32 tokens."""
-        if self._thread is None:
-            raise EncoderUnavailable("the encoder is closed; open it first")
-        if not texts:
-            return []
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, list(texts))
+        vectors: list[list[float]] = []
+        for start in range(0, max(1, len(texts)), _TEXTS_IN_A_ROW):
+            # Asked anew each time: the encoder may be closed meanwhile.
+            if self._thread is None:
+                raise EncoderUnavailable("the encoder is closed; open it first")
+            part = texts[start : start + _TEXTS_IN_A_ROW]
+            vectors += await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, part)
+        return vectors
 
     def _load(self) -> None:
+        # 40 MB that only a server with a light encoder shall pay for.
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         # The other cores are decoding; a second thread here would slow both down.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -110,21 +122,19 @@ class LightEncoder:
         # The runtime's errors have no common base but Exception.
         except Exception as error:
             raise EncoderUnavailable(
-                f"the light encoder in {self._folder} cannot be loaded: {error}; make it anew with `ash router fit`"
+                f"the light encoder in {self._folder} cannot be loaded: {error}; "
+                "remove the folder and make it anew with `ash router fit`"
             ) from error
         self._dimensions = int(self._session.get_outputs()[0].shape[1])
 
-    def _encode(self, texts: list[str]) -> list[list[float]]:
+    def _encode(self, texts: Sequence[str]) -> list[list[float]]:
         assert self._session is not None
         assert self._tokens is not None
-        ids = [self._tokens.ids(text) for text in texts]
-        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-        vectors = np.empty((len(ids), self.dimensions))
-        for start in range(0, len(order), _MAX_BATCH):
-            chosen = order[start : start + _MAX_BATCH]
-            tokens, mask = padded([ids[number] for number in chosen])
+        vectors: list[list[float]] = []
+        for text in texts:
+            tokens, mask = padded([self._tokens.ids(text)])
             (found,) = self._session.run([VECTORS], {TOKEN_IDS: tokens, MASK: mask})
-            vectors[chosen] = found
-        # Means over tokens have any length; the port promises unit vectors.
-        unit: list[list[float]] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).tolist()
-        return unit
+            vector = np.asarray(found[0], dtype=np.float64)
+            # Means over tokens have any length; the port promises unit vectors.
+            vectors.append((vector / np.linalg.norm(vector)).tolist())
+        return vectors

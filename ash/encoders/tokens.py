@@ -31,7 +31,7 @@ class RequestTokens:
         # The library raises bare Exception for whatever it does not like.
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise ValueError(f"{path}: no tokenizer.json of the tokenizers library: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

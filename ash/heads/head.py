@@ -16,6 +16,8 @@ Matrix = NDArray[np.float64]
 _TOLERANCE = 1e-5
 _FOLD_TOLERANCE = 1e-4
 
+_NO_FOLD = -1
+
 # Inverse temperatures between which calibration searches.
 _SHARPEST, _FLATTEST = 100.0, 0.01
 
@@ -89,16 +91,29 @@ def softmax(logits: Matrix) -> Matrix:
     return np.asarray(exponentials / np.sum(exponentials, axis=-1, keepdims=True))
 
 
-def fit_head(features: ArrayLike, labels: Sequence[str], training: Training | None = None) -> Head:
+def fit_head(
+    features: ArrayLike,
+    labels: Sequence[str],
+    training: Training | None = None,
+    *,
+    held_out: Sequence[bool] | None = None,
+) -> Head:
     """Fit on `features` of shape (n, features) and one label for each row.
 
     The temperature is the one that minimises the negative log-likelihood of logits that were computed
     out of fold (Guo et al., On Calibration of Modern Neural Networks, 2017, with cross-validation in place
     of a held-out set). Labels are ordered alphabetically.
 
+    Args:
+        features: one row an example.
+        labels: of the rows.
+        training: hyperparameters.
+        held_out: True for the rows that alone calibrate, where the other rows are too easy, because the
+            encoder was tuned on them; the final weights are fitted on all rows. None calibrates on folds.
+
     Raises:
-        ValueError: rows and labels do not match in number, features are not finite, or a label has fewer
-            examples than there are folds.
+        ValueError: rows and labels do not match in number, features are not finite, a label has fewer
+            examples than there are folds, or one has none that is held out or none that is not.
     """
     training = training or Training()
     rows = np.asarray(features, dtype=np.float64)
@@ -115,7 +130,16 @@ def fit_head(features: ArrayLike, labels: Sequence[str], training: Training | No
         )
     sample_weights = len(rows) / (len(names) * counts[targets]) if training.balanced else np.ones(len(rows))
     weights, bias = _fit_weights(rows, targets, sample_weights, training.inverse_regularisation)
-    temperature = _held_out_temperature(rows, targets, sample_weights, training, (weights, bias))
+    if held_out is None:
+        fold = stratified_folds(targets, training.folds, training.seed)
+    else:
+        # Fold 0 calibrates what is fitted on all others; rows in no fold are never judged.
+        fold = np.where(np.asarray(held_out, dtype=bool), 0, _NO_FOLD)
+        if any(len(np.unique(fold[targets == target])) < 2 for target in range(len(names))):
+            raise ValueError("held_out leaves a label without a row on either side; hold out some of each")
+    temperature = _held_out_temperature(
+        rows, targets, sample_weights, training, start=(weights, bias), fold=fold
+    )
     prior = np.full(len(names), 1 / len(names)) if training.balanced else counts / len(rows)
     return Head(tuple(names.tolist()), weights, bias, temperature, prior)
 
@@ -163,12 +187,13 @@ def _held_out_temperature(
     targets: NDArray[np.intp],
     sample_weights: Matrix,
     training: Training,
+    *,
     start: tuple[Matrix, Matrix],
+    fold: NDArray[np.intp],
 ) -> float:
     """Calibrate on logits of examples that the fit did not see. `start` only shortens the search."""
-    fold = stratified_folds(targets, training.folds, training.seed)
     logits = np.empty((len(rows), int(targets.max()) + 1))
-    for number in range(training.folds):
+    for number in np.unique(fold[fold != _NO_FOLD]):
         held = fold == number
         weights, bias = _fit_weights(
             rows[~held],
@@ -179,7 +204,8 @@ def _held_out_temperature(
             tolerance=_FOLD_TOLERANCE,
         )
         logits[held] = rows[held] @ weights + bias
-    return fit_temperature(logits, targets, sample_weights)
+    judged = fold != _NO_FOLD
+    return fit_temperature(logits[judged], targets[judged], sample_weights[judged])
 
 
 def stratified_folds(targets: NDArray[np.intp], folds: int, seed: int) -> NDArray[np.intp]:

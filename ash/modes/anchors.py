@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ash.domain.errors import ConfigError
 from ash.domain.values import MODES
@@ -43,6 +43,23 @@ class Anchors(Struct, frozen=True):
         """SHA-256 over modes, genres and texts, hex; file names, comments and descriptions do not count."""
         facts = [(part.mode, part.genre, [example.text for example in part.texts]) for part in self.parts]
         return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+
+    def with_joined_lines(self) -> Anchors:
+        """These anchors and, behind them, every creative text of several lines once more in one line.
+
+        Verse often arrives without its line breaks, and line breaks alone must not make a text creative.
+        The copies name no genre: they serve the mode head; genres were told apart worse with them.
+        """
+        joined = []
+        for part in self.parts:
+            copies = tuple(
+                structs.replace(example, text=" ".join(example.text.split()))
+                for example in part.texts
+                if part.mode == "creative" and "\n" in example.text
+            )
+            if copies:
+                joined.append(structs.replace(part, genre=None, texts=copies))
+        return Anchors((*self.parts, *joined))
 
     def texts(self) -> list[str]:
         """Every text, in the order of `modes` and `genres`: what is to be encoded before fitting."""

@@ -1,4 +1,4 @@
-"""Form features of a text: what an encoder of meaning does not see. Cheap and pure; the word lists are English.
+"""Form features of a text: what an encoder of meaning does not see. Cheap and pure; word lists are English.
 
 Every feature lies in [0, 1], so that none outweighs the others by its unit; `SCALE` then brings them to
 the size of the entries of a unit vector, beside which they stand in a head with one L2 penalty.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ash.modes.verse import rhyme_density, verse_lines
+from ash.modes.verse import rhyme_density, verse_lines, word_set
 
 FORM_FEATURES = (
     "line_breaks",  # line breaks per 100 characters, 5 and more are 1
@@ -33,9 +33,9 @@ FORM_FEATURES = (
     "small_starts",  # share of sentences that start with a small letter, in a text of one line
     "speaker",  # the word I per word, 10% and more are 1
 )
-# Left out after measuring (docs/decisions/2026-11-24-modes-quality.md): lengths of lines, sentences and texts,
-# the share of short lines, the second person, past tenses and connectives tell one collection of texts from
-# another rather than one mode from another.
+# Left out after measuring (docs/decisions/2026-11-24-modes-quality.md): lengths of lines, of sentences and
+# of texts, the share of short lines, the second person, past tenses and connectives tell one collection of
+# texts from another rather than one mode from another.
 
 SCALE = 0.5
 """Factor on every form feature; on texts of other authors than the anchors' 0.35 to 0.7 do equally well."""
@@ -48,24 +48,27 @@ _QUOTATION_MARKS = re.compile('["\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE Q
 _FIRST_PERSON = frozenset({"i", "me", "my", "mine", "myself", "i'm", "i've", "i'll", "i'd", "im"})
 _THIRD_PERSON = frozenset({"he", "she", "his", "her", "him", "hers"})
 _ARTICLES = frozenset({"the", "of"})
-_TALK = frozenset(
-    "actually ah awesome btw cool definitely glad great guess haha hello hey hi hmm honestly lol love maybe nice "
-    "no nope oh ok okay please really sorry sure tbh thank thanks well wow yeah yep yes".split()
+_TALK = word_set(
+    "actually ah awesome btw cool definitely glad great guess haha hello hey hi hmm honestly lol love "
+    "maybe nice no nope oh ok okay please really sorry sure tbh thank thanks well wow yeah yep yes"
 )
-_REPLY_OPENERS = frozenset(
-    "absolutely agreed ah anyway aw awesome aww congratulations cool crazy definitely exactly funny good great "
-    "ha haha hello hey hi hm hmm honestly hopefully interesting lol maybe nah nice no nope oh ok okay really "
-    "right same sorry sure surprisingly thank thanks true weirdly well whoa wow yeah yep yes yup".split()
+_REPLY_OPENERS = word_set(
+    "absolutely agreed ah anyway aw awesome aww congratulations cool crazy definitely exactly funny "
+    "good great ha haha hello hey hi hm hmm honestly hopefully interesting lol maybe nah nice no nope "
+    "oh ok okay really right same sorry sure surprisingly thank thanks true weirdly well whoa wow "
+    "yeah yep yes yup"
 )
-_CASUAL = frozenset(
-    "actually amazing apparently awesome bet cool crazy dad fun funny gonna gotta guy guys haha idk insane kids "
-    "kinda lol lot mom omg pretty stuff super supposedly thing things u ur wanna weird wild ya".split()
+_CASUAL = word_set(
+    "actually amazing apparently awesome bet cool crazy dad fun funny gonna gotta guy guys haha idk "
+    "insane kids kinda lol lot mom omg pretty stuff super supposedly thing things u ur wanna weird "
+    "wild ya"
 )
 _STANCE = re.compile(
-    r"\bi(?:'m| am)? (?:(?:also|just|really|do|don't|did|didn't|never|would|wouldn't|only|still|always|actually|"
-    r"have|had|not|was) )*(?:think|thought|guess|heard|hear|agree|bet|wonder|suppose|believe|know|knew|loved?|"
-    r"liked?|hope|feel|felt|remember|mean|see|saw|read|watch|watched|sure|glad|sorry|want|wish|prefer|enjoy|"
-    r"hate|imagine)\b"
+    r"\bi(?:'m| am)? "
+    r"(?:(?:also|just|really|do|don't|did|didn't|never|would|wouldn't|only|still|always|actually|have|had|not|"
+    r"was) )*"
+    r"(?:think|thought|guess|heard|hear|agree|bet|wonder|suppose|believe|know|knew|loved?|liked?|hope|feel|felt|"
+    r"remember|mean|see|saw|read|watch|watched|sure|glad|sorry|want|wish|prefer|enjoy|hate|imagine)\b"
 )
 
 

@@ -13,7 +13,7 @@ from ash.modes.anchors import NOTHING, Anchors, RequestAnchors
 from ash.modes.features import FORM_FEATURES, SCALE, features
 from ash.modes.verse import VERSE_FEATURES, VERSE_SCALE, genre_features
 
-MODE_TRAINING = Training(inverse_regularisation=10.0)
+MODE_TRAINING = Training(inverse_regularisation=5.0)
 GENRE_TRAINING = Training(inverse_regularisation=3.0)
 REQUEST_TRAINING = Training(inverse_regularisation=10.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,12 @@ VERSE_FEATURES = (
 VERSE_SCALE = 0.25
 """Factor on every feature of verse, beside a unit vector."""
 
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a string, for lists that would take a page with one word a line."""
+    return frozenset(words.split())
+
+
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*'?")
 _LABEL = re.compile(
     r"(?im)^\W*(?:verse|chorus|hook|bridge|intro|outro|refrain|pre-chorus|choir|lead)\b[^a-z\n]*$"
@@ -38,58 +45,65 @@ _RUN = 4
 _FEWEST_INNER_LINES = 2
 _WORDS_PER_INNER_LINE = 14
 
-_DIALECT = frozenset("ain't gonna 'cause cause gotta y'all ol' em wanna gon' po' i'ma".split())
+_DIALECT = frozenset(
+    {"ain't", "gonna", "'cause", "cause", "gotta", "y'all", "ol'", "em", "wanna", "gon'", "po'", "i'ma"}
+)
 _DICTION: dict[str, tuple[float, frozenset[str]]] = {
     "archaic": (
         0.08,
-        frozenset(
-            "ah alas amid amidst art beheld bosom bower breast brow doth dost dwell ere eve e'er fair hark hast hath "
-            "hither lo maiden midst morn nay ne'er nigh nymph o o'er oft shalt steed sweet thee thence thine thither "
-            "thou thy tis 'tis twas 'twas unto upon vale whence whilst wilt woe ye yon yonder zephyr".split()
+        word_set(
+            "'tis 'twas ah alas amid amidst art beheld bosom bower breast brow dost doth dwell e'er "
+            "ere eve fair hark hast hath hither lo maiden midst morn nay ne'er nigh nymph o o'er oft "
+            "shalt steed sweet thee thence thine thither thou thy tis twas unto upon vale whence "
+            "whilst wilt woe ye yon yonder zephyr"
         ),
     ),
     "folk": (
         0.1,
-        frozenset(
-            "adieu ae ain auld awa banks bonnie bonny boys captain cottage darling dear dee diddle drum farewell fiddle "
-            "frae gae gie glen gude guid hae hame harbour haul heave heigh ho hush jolly lad laddie lads lang lass "
-            "lassie lay lullaby maid maiden mair meadow mill miller mony mother nae o' owre ploughboy row rove roving "
-            "sae sail sailor sea ship shore sweetheart tra village wae wee wi' willow ye ye'll".split()
+        word_set(
+            "adieu ae ain auld awa banks bonnie bonny boys captain cottage darling dear dee diddle "
+            "drum farewell fiddle frae gae gie glen gude guid hae hame harbour haul heave heigh ho "
+            "hush jolly lad laddie lads lang lass lassie lay lullaby maid maiden mair meadow mill "
+            "miller mony mother nae o' owre ploughboy rove roving row sae sail sailor sea ship shore "
+            "sweetheart tra village wae wee wi' willow ye ye'll"
         ),
     ),
     "blues": (
         0.12,
-        frozenset(
-            "baby blue blues bottle cryin' crossroads done door down gone jailhouse key landlord levee lonesome lord "
-            "low low-down mama mean mercy midnight misery mojo mornin' morning pawnshop rent rider said train trouble "
-            "woke woman worried".split()
+        word_set(
+            "baby blue blues bottle crossroads cryin' done door down gone jailhouse key landlord "
+            "levee lonesome lord low low-down mama mean mercy midnight misery mojo mornin' morning "
+            "pawnshop rent rider said train trouble woke woman worried"
         ),
     ),
     "country": (
         0.1,
-        frozenset(
-            "abilene backroad barn barstool beer blacktop boots bourbon boy buckle corn county cowboy creek daddy daddy's "
-            "dashboard denim diner dirt dog fence field fields fishing georgia girl gravel guitar hat hay highway "
-            "hometown honky honky-tonk jeans jukebox mama mama's montana neon oklahoma pickup pines porch preacher "
-            "radio ranch rodeo saddle saturday southern steel supper tailgate tea tennessee texas tonk town tractor "
-            "truck truck's whiskey windshield".split()
+        word_set(
+            "abilene backroad barn barstool beer blacktop boots bourbon boy buckle corn county cowboy "
+            "creek daddy daddy's dashboard denim diner dirt dog fence field fields fishing georgia "
+            "girl gravel guitar hat hay highway hometown honky honky-tonk jeans jukebox mama mama's "
+            "montana neon oklahoma pickup pines porch preacher radio ranch rodeo saddle saturday "
+            "southern steel supper tailgate tea tennessee texas tonk town tractor truck truck's "
+            "whiskey windshield"
         ),
     ),
     "rap": (
         0.12,
-        frozenset(
-            "ay ayo bar bars bass bassline battle beat beats block boss booth bread cash chain city concrete corner "
-            "crew crown cypher drip flow flows game grind gonna gotta hater haters homie homies hood hook hustle hustlin "
-            "i'm king legit lyric lyrical mic microphone momma nah page rap rapper rappers real rhyme rhymes snare spit "
-            "spitting stack stacks stage studio tryna uh verse whip yeah yo".split()
+        word_set(
+            "ay ayo bar bars bass bassline battle beat beats block booth boss bread cash chain city "
+            "concrete corner crew crown cypher drip flow flows game gonna gotta grind hater haters "
+            "homie homies hood hook hustle hustlin i'm king legit lyric lyrical mic microphone momma "
+            "nah page rap rapper rappers real rhyme rhymes snare spit spitting stack stacks stage "
+            "studio tryna uh verse whip yeah yo"
         ),
     ),
     "gospel": (
         0.1,
-        frozenset(
-            "altar amen blessed blessing blood choir cross deacon father glory god grace hallelujah heaven heavenly "
-            "holy jesus jordan king lamb lord lord's mercy pharaoh praise praises pray prayed prayer preacher redeemed "
-            "redeemer saints saved savior saviour sin sinner sinners soul spirit testify thank worthy zion".split()
+        word_set(
+            "altar amen blessed blessing blood choir cross deacon father glory god grace hallelujah "
+            "heaven heavenly holy jesus jordan king lamb lord lord's mercy pharaoh praise praises "
+            "pray prayed prayer preacher redeemed redeemer saints saved savior saviour sin sinner "
+            "sinners soul spirit testify thank worthy zion"
         ),
     ),
 }
@@ -131,7 +145,7 @@ def rhyme_density(lines: Sequence[str]) -> float:
 def repeated_line(lines: Sequence[str]) -> float:
     """The largest likeness of two neighbouring lines: shared words over all their words, 0 to 1."""
     words = [set(_words(line)) for line in lines]
-    pairs = zip(words, words[1:], strict=False)
+    pairs = pairwise(words)
     return max((len(one & other) / len(one | other) for one, other in pairs if one and other), default=0.0)
 
 

@@ -123,6 +123,17 @@ class Examples(Struct, frozen=True):
     intents: list[str]
     held_out: list[bool]
 
+    @classmethod
+    def of(cls, anchors: Anchors) -> Examples:
+        """The anchors as they are, none held out."""
+        texts = anchors.texts()
+        return cls(texts, anchors.labels(), [False] * len(texts))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over everything, hex."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
     def tuned_on(self) -> tuple[list[str], list[str]]:
         """Texts and intents without those that are held out."""
         kept = [number for number, held in enumerate(self.held_out) if not held]

@@ -11,38 +11,39 @@ from ash.heads.cache import head_key
 from ash.heads.document import nearest
 from ash.heads.head import Head, Training, fit_head
 from ash.routing import policy
-from ash.routing.anchors import INTENT_TIERS, INTENTS, Anchors
+from ash.routing.anchors import INTENT_TIERS, INTENTS
+from ash.routing.augmentation import Examples
 from ash.routing.features import WORD_DIMENSIONS, WORD_SCALE, features
 from ash.routing.policy import PolicyValues, Rates
 
 UNKNOWN_INTENT = "unknown"
 """The intent of an input that could not be judged: it has no text, or the encoder is down."""
 
-TRAINING = Training(inverse_regularisation=3.0)
+TRAINING = Training(inverse_regularisation=30.0)
 
 
-def router_key(anchors: Anchors, encoder: str) -> str:
+def router_key(examples: Examples, encoder: str) -> str:
     """The cache key of the head that `fit_router` fits on vectors of the encoder with identity `encoder`."""
     return head_key(
         purpose="intents",
         encoder=encoder,
-        content_hash=anchors.content_hash,
+        content_hash=examples.content_hash,
         training=TRAINING,
         features=(WORD_DIMENSIONS, WORD_SCALE),
     )
 
 
-def fit_router(anchors: Anchors, vectors: Sequence[Sequence[float]]) -> Head:
-    """The intent head. `vectors` are those of `anchors.texts()`, in that order.
+def fit_router(examples: Examples, vectors: Sequence[Sequence[float]]) -> Head:
+    """The intent head. `vectors` are those of `examples.texts`, in that order.
 
     Raises:
         ValueError: not one vector for each text.
     """
-    texts = anchors.texts()
-    if len(vectors) != len(texts):
-        raise ValueError(f"{len(vectors)} vectors for {len(texts)} anchor sentences; want one for each")
-    rows = [features(vector, text) for vector, text in zip(vectors, texts, strict=True)]
-    return fit_head(rows, anchors.labels(), TRAINING)
+    if len(vectors) != len(examples.texts):
+        raise ValueError(f"{len(vectors)} vectors for {len(examples.texts)} examples; want one for each")
+    rows = [features(vector, text) for vector, text in zip(vectors, examples.texts, strict=True)]
+    held_out = examples.held_out if any(examples.held_out) else None
+    return fit_head(rows, examples.intents, TRAINING, held_out=held_out)
 
 
 class Router:

@@ -28,7 +28,7 @@ class SliceAdmission:
 
     Args:
         engines: by slice name.
-        specs: the catalogue. Remote slices take no room and are never evicted.
+        specs: the catalogue. Remote slices have no size: they wait for no room and are never evicted.
         limits: budget and times.
         sizes: expected sizes; None: slices take no room.
         measure: by slice name, the bytes that it takes now. May block for some milliseconds.
@@ -51,11 +51,7 @@ class SliceAdmission:
         self._engines = engines
         self._clock = clock
         self._residency = Residency(
-            limits,
-            [
-                Resident(spec.name, slots=spec.slots, pinned=spec.pinned or spec.remote is not None)
-                for spec in specs
-            ],
+            limits, [Resident(spec.name, slots=spec.slots, pinned=spec.pinned) for spec in specs]
         )
         self._tracker = SizeTracker(self._residency, specs, sizes, measure, clock, on_change=self._step)
         self.meters = {spec.name: RateMeter() for spec in specs}
@@ -79,6 +75,10 @@ class SliceAdmission:
     def is_waiting(self, name: str) -> bool:
         """True while runs wait for the slice."""
         return bool(self._residency[name].waiting)
+
+    async def measured(self) -> None:
+        """Wait until every measurement that has begun counts and is remembered."""
+        await self._tracker.settled()
 
     @asynccontextmanager
     async def place(
@@ -133,9 +133,9 @@ class SliceAdmission:
         self._notice_engines()
         actions = self._residency.step(self._clock())
         for admission in actions.admit:
-            _settle(self._turns[admission.arrival])
+            self._turns[admission.arrival].set_result(None)
         for refusal in actions.refuse:
-            _settle(self._turns.pop(refusal.arrival), self._too_large(refusal))
+            self._turns.pop(refusal.arrival).set_exception(_too_large(refusal))
         for eviction in actions.evict:
             self._start_eviction(eviction)
         for name in actions.load:
@@ -207,26 +207,17 @@ class SliceAdmission:
 
     def _turn_away(self, name: str, error: SliceError) -> None:
         for arrival in self._residency.fail_waiting(name):
-            _settle(self._turns.pop(arrival), error)
-
-    def _too_large(self, refusal: Refusal) -> SliceTooLarge:
-        return SliceTooLarge(
-            f"slice {refusal.slice} needs {_megabytes(refusal.needed_bytes)} of memory and "
-            f"{_megabytes(refusal.available_bytes)} of the budget can be freed for it; raise "
-            "residency.budget_bytes, unpin others, or lower its slots or context",
-            needed_bytes=refusal.needed_bytes,
-            available_bytes=refusal.available_bytes,
-        )
+            self._turns.pop(arrival).set_exception(error)
 
 
-def _settle(turn: asyncio.Future[None], error: SliceError | None = None) -> None:
-    """End the wait of a run, unless it has stopped waiting in this very moment."""
-    if turn.done():
-        return
-    if error is None:
-        turn.set_result(None)
-    else:
-        turn.set_exception(error)
+def _too_large(refusal: Refusal) -> SliceTooLarge:
+    return SliceTooLarge(
+        f"slice {refusal.slice} needs {_megabytes(refusal.needed_bytes)} of memory and "
+        f"{_megabytes(refusal.available_bytes)} of the budget can be freed for it; raise "
+        "residency.budget_bytes, unpin others, or lower its slots or context",
+        needed_bytes=refusal.needed_bytes,
+        available_bytes=refusal.available_bytes,
+    )
 
 
 def _as_slice_error(error: BaseException, what: str) -> SliceError:

@@ -23,7 +23,8 @@ from ash.slices.spec import SliceSpec
 from ash.slices.worker.mapped_file import LAZY_TENSORS, forget_cached
 
 _SENTENCE: Final = "The keeper of the lighthouse wrote down the wind, the ships and the colour of the sea. "
-_QUESTION: Final = _SENTENCE * 8 + "Go on with this diary for as long as you can, one day after the other."
+QUESTION: Final = _SENTENCE * 8 + "Go on with this diary for as long as you can, one day after the other."
+"""What is prefilled: enough tokens for a rate, few enough for a small context."""
 
 
 def reads_lazily(path: Path) -> bool:
@@ -61,7 +62,7 @@ async def measure(variant: Variant, *, cache_folder: Path, tokens: int, cold: bo
         assert pid is not None, "an open engine has a process"
         # Drawn, not greedy: a greedy answer may repeat one token, and read its embedding row alone.
         sampling = Sampling(temperature=1.0, seed=1, repeat_penalty=1.0, max_tokens=tokens)
-        request = GenerateRequest("footprint", "footprint", (ChatMessage("user", _QUESTION),), sampling)
+        request = GenerateRequest("footprint", "footprint", (ChatMessage("user", QUESTION),), sampling)
         before = cpu_times(pid)
         prompt_tokens = 0
         finished = Finished("cancelled", 0)

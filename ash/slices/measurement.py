@@ -45,6 +45,7 @@ class SizeTracker:
         self._measure = measure
         self._clock = clock
         self._on_change = on_change
+        self._known: set[str] = set()
         self._lookups: dict[str, asyncio.Task[None]] = {}
         self._measurements: set[asyncio.Task[None]] = set()
         self._measured_at: dict[str, float] = {}
@@ -52,14 +53,14 @@ class SizeTracker:
         self._is_closed = False
 
     async def expect(self, name: str) -> None:
-        """Make sure that the policy knows what the slice will take; calls at the same time share one look.
+        """Make sure that the policy knows what the slice will take; it is looked up once, for all who ask.
 
         Raises:
             ModelFileError: its model file cannot be used.
             SliceUnavailable: the server is stopping.
         """
         spec = self._specs[name]
-        if self._sizes is None or spec.remote is not None or self._residency[name].phase is not Phase.OUT:
+        if self._sizes is None or spec.remote is not None or name in self._known:
             return
         lookup = self._lookups.get(name)
         if lookup is None:
@@ -90,17 +91,25 @@ class SizeTracker:
         self._measurements.add(task)
         task.add_done_callback(self._measurements.discard)
 
+    async def settled(self) -> None:
+        """Wait until everything that is being measured is, and is written down."""
+        if self._measurements:
+            await asyncio.wait(self._measurements)
+
     async def close(self) -> None:
-        """Stop looking and measuring; a measurement that is being written down is."""
+        """Stop looking sizes up, and finish what is being measured."""
         self._is_closed = True
         for task in self._lookups.values():
             task.cancel()
-        if pending := {*self._lookups.values(), *self._measurements}:
-            await asyncio.wait(pending)
+        if self._lookups:
+            await asyncio.wait(self._lookups.values())
+        await self.settled()
 
     async def _look_up(self, spec: SliceSpec, sizes: SizeSource) -> None:
         size = await asyncio.to_thread(sizes.expected, spec)
         self._residency.expect(spec.name, size.bytes)
+        # From now on the policy keeps the size itself: reading the header of a large vocabulary takes 0.2 s.
+        self._known.add(spec.name)
 
     def _end_lookup(self, name: str, task: asyncio.Task[None]) -> None:
         self._lookups.pop(name, None)

@@ -67,12 +67,7 @@ def parse_cpu_times(stat: str, process_stats: list[str]) -> CpuTimes:
     """Times from the text of /proc/stat and those of /proc/PID/stat of the processes of interest."""
     user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in stat.split()[1:9])
     busy = user + nice + system + irq + softirq + steal
-    own = 0
-    for text in process_stats:
-        # The name in parentheses may hold spaces; fields 14 and 15 are utime and stime.
-        fields = text[text.rindex(")") + 1 :].split()
-        own += int(fields[11]) + int(fields[12])
-    return CpuTimes(total=busy + idle + iowait, busy=busy, own=own)
+    return CpuTimes(total=busy + idle + iowait, busy=busy, own=sum(map(_process_ticks, process_stats)))
 
 
 def memory_use(pid: int) -> MemoryUse:
@@ -93,6 +88,21 @@ def cpu_times(pid: int) -> CpuTimes:
     """
     texts = [Path(f"/proc/{each}/stat").read_text() for each in (os.getpid(), pid)]
     return parse_cpu_times(Path("/proc/stat").read_text(), texts)
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that all threads of the process `pid` took since its start.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return _process_ticks(Path(f"/proc/{pid}/stat").read_text()) / os.sysconf("SC_CLK_TCK")
+
+
+def _process_ticks(stat: str) -> int:
+    # The name in parentheses may hold spaces; fields 14 and 15 are utime and stime.
+    fields = stat[stat.rindex(")") + 1 :].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _bytes(text: str, key: str) -> int:

@@ -59,7 +59,8 @@ class Resident(Struct):
 
     Attributes:
         name: of the slice.
-        bytes: what it takes: an estimate, or the most that was measured since its load.
+        bytes: what it takes: an estimate, or the most that was measured since its load; 0 for one that takes
+            no room, which is never evicted.
         slots: generations that run at the same time.
         pinned: never evicted once loaded.
         phase: where it is.
@@ -167,9 +168,9 @@ class Residency:
         return waiting
 
     def expect(self, name: str, expected_bytes: int) -> None:
-        """What the slice will take; ignored while it is in memory."""
+        """What the slice will take; while it is in memory, only if nothing is known of it."""
         state = self._slices[name]
-        if state.phase is Phase.OUT:
+        if state.phase is Phase.OUT or state.bytes == 0:
             state.bytes = expected_bytes
 
     def measured(self, name: str, measured_bytes: int) -> None:

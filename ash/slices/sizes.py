@@ -97,7 +97,7 @@ class RememberedSizes:
     def remember(self, spec: SliceSpec, measured_bytes: int) -> None:
         """See the port. A failure costs an estimate at the next start and is logged."""
         try:
-            key = _key(spec, prepare_model(spec, cache_folder=self._cache_folder))
+            key = _key(spec, locate_model(spec.model, cache_folder=self._cache_folder))
             with self._lock:
                 known = self._read()
                 known[key] = {"slice": spec.name, "model": spec.model, "bytes": measured_bytes}

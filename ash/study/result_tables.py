@@ -12,6 +12,14 @@ from ash.study.analysis import ConditionSummary, FoundShift, SessionSummary
 from ash.study.report import INTERVALS
 from ash.study.statistics import Interval
 
+SHIFT_COLUMNS: dict[str, type] = {
+    **dict.fromkeys(("condition", "session_id", "onset_message", "from_mode", "to_mode"), str),
+    **dict.fromkeys(("genre", "trigger", "cause"), str),
+    **dict.fromkeys(("seed", "onset_answer", "alarm_answer", "delay"), int),
+    "after_event": bool,
+}
+"""Columns of `shifts_table`, which may have no row to take them from."""
+
 
 def conditions_table(conditions: Sequence[ConditionSummary]) -> list[dict[str, Any]]:
     """One row a condition; an interval is three columns: the estimate, `_low` and `_high`."""

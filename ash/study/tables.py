@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,16 @@ def _cost_cells(turn: Turn) -> dict[str, Any]:
 
 
 def csv_text(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> str:
-    """The rows with a header line (RFC 4180); a missing value is an empty cell."""
+    """The rows with a header line (RFC 4180); a missing value is an empty cell, and so is NaN."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(columns))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: "" if _is_nan(value) else value for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def write_parquet(rows: Sequence[dict[str, Any]], columns: dict[str, type], path: Path) -> None:

@@ -1,10 +1,11 @@
-"""What every encoder must do: the shipped fake and the real process."""
+"""What every encoder must do: the shipped fake, the real process, and the light one."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,21 +13,35 @@ import pytest
 from ash.domain.errors import EncoderUnavailable
 from ash.domain.ports import Encoder
 from ash.encoders.fake import HashEncoder
+from ash.encoders.light import LightEncoder
 from ash.encoders.sentence import SentenceEncoder
+from tests.light_models import untuned_light_encoder
+
+Make = Callable[[], Encoder]
 
 
-def _make(kind: str) -> Encoder:
-    return HashEncoder() if kind == "hash" else SentenceEncoder()
+@pytest.fixture(scope="module")
+def light_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untuned_light_encoder(tmp_path_factory.mktemp("light"))
 
 
-@pytest.fixture(params=["hash", pytest.param("sentence", marks=pytest.mark.slices)])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(
+    params=[
+        "hash",
+        pytest.param("sentence", marks=pytest.mark.slices),
+        pytest.param("light", marks=pytest.mark.slices),
+    ]
+)
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "light":
+        folder = request.getfixturevalue("light_folder")
+        return lambda: LightEncoder(folder)
+    return HashEncoder if request.param == "hash" else SentenceEncoder
 
 
 @pytest.fixture
-async def encoder(kind: str) -> AsyncIterator[Encoder]:
-    made = _make(kind)
+async def encoder(make: Make) -> AsyncIterator[Encoder]:
+    made = make()
     await made.open()
     yield made
     await made.close()
@@ -65,15 +80,15 @@ async def test_every_contract_of_encode(encoder: Encoder) -> None:
     assert np.dot(alone, near) > np.dot(alone, far) + 0.2
 
 
-async def test_identity_is_that_of_the_model(kind: str) -> None:
-    first, second = _make(kind), _make(kind)
+async def test_identity_is_that_of_the_model(make: Make) -> None:
+    first, second = make(), make()
 
     assert first.identity == second.identity
     assert "@" in first.identity
 
 
-async def test_a_closed_encoder_is_unavailable(kind: str) -> None:
-    encoder = _make(kind)
+async def test_a_closed_encoder_is_unavailable(make: Make) -> None:
+    encoder = make()
     with pytest.raises(EncoderUnavailable, match="open it first"):
         await encoder.encode(["too early"])
     await encoder.open()

@@ -16,6 +16,7 @@ from ash.modes import observer as heads
 from ash.modes.instrument import Instrument
 from ash.modes.observer import ModeObserver, RequestObserver
 from ash.routing import anchors as intent_anchors
+from ash.routing.augmentation import Examples
 from ash.routing.router import Router, fit_router, router_key
 
 pytestmark = [pytest.mark.slices, pytest.mark.slow]
@@ -91,9 +92,10 @@ async def fitted_router(encoder: SentenceEncoder, cache: HeadCache) -> Router:
     anchors = intent_anchors.Anchors(
         tuple(replace(part, sentences=part.sentences[:SENTENCES_PER_INTENT]) for part in whole.intents)
     )
-    vectors = await encoder.encode(anchors.texts())
-    key = router_key(anchors, encoder.identity)
-    cache.store(key, await asyncio.to_thread(fit_router, anchors, vectors))
+    examples = Examples.of(anchors)
+    vectors = await encoder.encode(examples.texts)
+    key = router_key(examples, encoder.identity)
+    cache.store(key, await asyncio.to_thread(fit_router, examples, vectors))
     head = cache.load(key)
     assert head is not None
     return Router(head)

@@ -114,7 +114,8 @@ async def test_alternating_sessions_are_collated(sizes: RememberedSizes, models:
             assert isinstance(items[-1], Finished)
             assert items[-1].reason in {"stop", "length"}
         told = [notice for items in runs for notice in notices(items)]
-        assert told == [("nano", "loaded"), ("nano", "evicted"), ("turbo", "loaded")]
+        assert sorted(what for _, what in told) == ["evicted", "loaded", "loaded"]
+        assert {name for name, what in told if what == "loaded"} == {"nano", "turbo"}
 
 
 async def test_a_session_goes_back_and_forth(sizes: RememberedSizes, models: Path) -> None:

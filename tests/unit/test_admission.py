@@ -34,6 +34,7 @@ class FixedSizes:
     def __init__(self, sizes: dict[str, int]) -> None:
         self.sizes = sizes
         self.remembered: dict[str, int] = {}
+        self.writes = 0
         self.failure: ModelFileError | None = None
 
     def expected(self, spec: SliceSpec) -> SliceSize:
@@ -43,6 +44,7 @@ class FixedSizes:
 
     def remember(self, spec: SliceSpec, measured_bytes: int) -> None:
         self.remembered[spec.name] = measured_bytes
+        self.writes += 1
 
 
 class World:
@@ -60,6 +62,7 @@ class World:
         self.now = 0.0
         self.sizes = FixedSizes(sizes or {spec.name: 60 for spec in specs})
         self.measured: dict[str, int] = {}
+        self.measurements: list[str] = []
         self.engines = {spec.name: FakeEngine(spec.name) for spec in specs}
         self.pool = SlicePool(
             self.engines,
@@ -73,7 +76,11 @@ class World:
         self.tasks: list[asyncio.Task[list[SliceItem]]] = []
 
     def _measure(self, name: str) -> Callable[[], int]:
-        return lambda: self.measured.get(name, 0)
+        def measure() -> int:
+            self.measurements.append(name)
+            return self.measured.get(name, 0)
+
+        return measure
 
     def start(self, name: str, session: str = "s") -> asyncio.Task[list[SliceItem]]:
         """A run in the background; what it has shown so far stands in `items` under its session."""
@@ -142,8 +149,11 @@ async def test_a_running_generation_is_never_aborted_for_a_load(world: World) ->
 async def test_requests_accumulate_while_the_other_drains(world: World) -> None:
     """A B A B A B: two loads."""
     world.engines["a"].pause()
-    runs = [world.start("ab"[number % 2], f"s{number}") for number in range(6)]
-    await world.until(lambda: len(world.engines["a"].requests) == 2)
+    runs = [world.start("a", "s0")]
+    await world.until(lambda: len(world.engines["a"].requests) == 1)
+    for number in range(1, 6):
+        runs.append(world.start("ab"[number % 2], f"s{number}"))
+        await world.until(lambda: world.pool.admission.is_waiting("b"))
     world.engines["a"].resume()
     everything = [notice for run in runs for notice in told(await run)]
     assert sorted(everything) == [("a", "evicted"), ("a", "loaded"), ("b", "loaded")]
@@ -377,13 +387,25 @@ async def test_measured_sizes_replace_the_estimate_and_are_remembered(world: Wor
     assert told(await world.run("b")) == [("b", "loaded")], "both fit, which the estimates did not say"
     await world.until(lambda: world.sizes.remembered == {"a": 30, "b": 35})
     assert sizes() == [30, 35]
-    world.measured["a"] = 90
-    await world.run("a")
-    assert sizes() == [30, 35], "a measurement is kept for some seconds"
     world.now = 5.0
+    world.measured["a"] = 90
     await world.run("a")
     await world.until(lambda: world.loaded() == {"a"})
     assert world.sizes.remembered == {"a": 90, "b": 35}
+
+
+async def test_a_slice_is_measured_now_and_then_and_after_each_load(world: World) -> None:
+    world.measured = {"a": 50, "b": 60}
+    for now, measurements in ((0.0, 1), (4.9, 1), (5.0, 2), (9.9, 2), (10.0, 3)):
+        world.now = now
+        await world.run("a")
+        await world.pool.admission.measured()
+        assert world.measurements == ["a"] * measurements
+    assert world.sizes.writes == 1, "nothing has changed"
+    await world.run("b")
+    await world.run("a")
+    await world.pool.admission.measured()
+    assert world.measurements.count("a") == 4
 
 
 async def test_rates_are_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from ash.domain.values import Situation, SliceFacts
 from ash.encoders.fake import HashEncoder
 from ash.heads.head import Head
 from ash.routing.anchors import INTENT_TIERS, Anchors, load_anchors
+from ash.routing.augmentation import Examples
 from ash.routing.features import WORD_DIMENSIONS, WORD_SCALE, features, word_features
 from ash.routing.policy import PolicyValues, Rates
 from ash.routing.router import UNKNOWN_INTENT, Router, fit_router, router_key
@@ -56,7 +57,7 @@ def head_of() -> dict[str, Head]:
 @pytest.fixture
 async def head(anchors: Anchors, encoder: HashEncoder, head_of: dict[str, Head]) -> Head:
     if not head_of:
-        head_of["head"] = fit_router(anchors, await encoder.encode(anchors.texts()))
+        head_of["head"] = fit_router(Examples.of(anchors), await encoder.encode(anchors.texts()))
     return head_of["head"]
 
 
@@ -152,12 +153,12 @@ def test_a_router_that_cannot_work_is_refused(head: Head) -> None:
 
 def test_fitting_wants_a_vector_for_each_text(anchors: Anchors) -> None:
     with pytest.raises(ValueError, match="1 vectors for"):
-        fit_router(anchors, [[0.0]])
+        fit_router(Examples.of(anchors), [[0.0]])
 
 
 def test_the_key_follows_anchors_and_encoder(anchors: Anchors) -> None:
-    fewer = Anchors(anchors.intents[1:])
-    keys = {router_key(anchors, "a"), router_key(anchors, "b"), router_key(fewer, "a")}
+    examples, fewer = Examples.of(anchors), Examples.of(Anchors(anchors.intents[1:]))
+    keys = {router_key(examples, "a"), router_key(examples, "b"), router_key(fewer, "a")}
     assert len(keys) == 3
 
 

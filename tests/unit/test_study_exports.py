@@ -243,9 +243,14 @@ def test_a_file_that_exists_is_overwritten_with_force_only(tmp_path: Path) -> No
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "talk.csv"
-    with pytest.raises(StudyError, match="exists"), replacing([target], force=False) as (file,):
-        file.write_text("new")
-        target.write_text("someone else's")
+
+    def overtaken() -> None:
+        with replacing([target], force=False) as (file,):
+            file.write_text("new")
+            target.write_text("someone else's")
+
+    with pytest.raises(StudyError, match="exists"):
+        overtaken()
     assert target.read_text() == "someone else's"
 
 
