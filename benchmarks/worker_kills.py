@@ -31,6 +31,7 @@ from typing import Literal, TypeVar
 
 import psutil
 
+from ash.domain.errors import AshError
 from benchmarks.harness.conversation import SystemFailedError
 from benchmarks.harness.log_checks import text_by_message, violations
 from benchmarks.harness.server import TERMINAL, AshConversation, AshServer, Received
@@ -51,7 +52,7 @@ LOAD_PATIENCE_S = 20.0
 MEMORY_PATIENCE_S = 20.0
 """A worker that has allocated nothing for so long under its limit is let off."""
 BAIT_CHARACTERS = 400_000
-"""Length of an input that no worker takes in without a large allocation. It is refused as too long after all."""
+"""Length of an input that no worker takes in without a large allocation; it is too long for any context."""
 STUCK_AFTER_S = 180.0
 """When no session hears anything for so long although runs are open, they are stuck."""
 POLL_S = 0.01
@@ -279,10 +280,9 @@ async def series(folder: Path, *, kills: int, sessions: int, seed: int) -> Outco
             # With nobody killing any more, every session must answer.
             last = [talker.ask(talker.question()) for talker in talkers]
             ends = await _while_heard(every, asyncio.gather(*last))
-        except TimeoutError as error:
-            outcome.wrong.append(str(error))
-        else:
             outcome.wrong += [f"a session fails on: {end.body}" for end in ends if "outcome" not in end.body]
+        except* (TimeoutError, AshError, SystemFailedError) as group:
+            outcome.wrong += [str(error) for error in group.exceptions]
         for talker in every:
             await _check(server, talker, outcome, bait=talker in baits)
             await talker.conversation.close()

@@ -16,8 +16,6 @@ Matrix = NDArray[np.float64]
 _TOLERANCE = 1e-5
 _FOLD_TOLERANCE = 1e-4
 
-_NO_FOLD = -1
-
 # Inverse temperatures between which calibration searches.
 _SHARPEST, _FLATTEST = 100.0, 0.01
 
@@ -132,14 +130,20 @@ def fit_head(
     weights, bias = _fit_weights(rows, targets, sample_weights, training.inverse_regularisation)
     if held_out is None:
         fold = stratified_folds(targets, training.folds, training.seed)
+        logits = _logits_out_of_fold(
+            rows, targets, sample_weights, training, fold=fold, start=(weights, bias)
+        )
+        judged = np.ones(len(rows), dtype=bool)
     else:
-        # Fold 0 calibrates what is fitted on all others; rows in no fold are never judged.
-        fold = np.where(np.asarray(held_out, dtype=bool), 0, _NO_FOLD)
-        if any(len(np.unique(fold[targets == target])) < 2 for target in range(len(names))):
-            raise ValueError("held_out leaves a label without a row on either side; hold out some of each")
-    temperature = _held_out_temperature(
-        rows, targets, sample_weights, training, start=(weights, bias), fold=fold
-    )
+        judged = np.asarray(held_out, dtype=bool)
+        if any(len(np.unique(judged[targets == target])) < 2 for target in range(len(names))):
+            raise ValueError("held_out leaves a label without a row on one side; hold out some rows of each")
+        # From nothing: a start that has seen the rows held out would remember them.
+        without, other_bias = _fit_weights(
+            rows[~judged], targets[~judged], sample_weights[~judged], training.inverse_regularisation
+        )
+        logits = rows @ without + other_bias
+    temperature = fit_temperature(logits[judged], targets[judged], sample_weights[judged])
     prior = np.full(len(names), 1 / len(names)) if training.balanced else counts / len(rows)
     return Head(tuple(names.tolist()), weights, bias, temperature, prior)
 
@@ -182,18 +186,18 @@ def _fit_weights(
     return best[: width * classes].reshape(width, classes), best[width * classes :]
 
 
-def _held_out_temperature(
+def _logits_out_of_fold(
     rows: Matrix,
     targets: NDArray[np.intp],
     sample_weights: Matrix,
     training: Training,
     *,
-    start: tuple[Matrix, Matrix],
     fold: NDArray[np.intp],
-) -> float:
-    """Calibrate on logits of examples that the fit did not see. `start` only shortens the search."""
+    start: tuple[Matrix, Matrix],
+) -> Matrix:
+    """Logits of every row from weights fitted on the other folds. `start` only shortens the search."""
     logits = np.empty((len(rows), int(targets.max()) + 1))
-    for number in np.unique(fold[fold != _NO_FOLD]):
+    for number in range(training.folds):
         held = fold == number
         weights, bias = _fit_weights(
             rows[~held],
@@ -204,8 +208,7 @@ def _held_out_temperature(
             tolerance=_FOLD_TOLERANCE,
         )
         logits[held] = rows[held] @ weights + bias
-    judged = fold != _NO_FOLD
-    return fit_temperature(logits[judged], targets[judged], sample_weights[judged])
+    return logits
 
 
 def stratified_folds(targets: NDArray[np.intp], folds: int, seed: int) -> NDArray[np.intp]:

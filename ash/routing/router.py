@@ -19,7 +19,7 @@ from ash.routing.policy import PolicyValues, Rates
 UNKNOWN_INTENT = "unknown"
 """The intent of an input that could not be judged: it has no text, or the encoder is down."""
 
-TRAINING = Training(inverse_regularisation=30.0)
+TRAINING = Training(inverse_regularisation=3.0)
 
 
 def router_key(examples: Examples, encoder: str) -> str:

@@ -144,7 +144,7 @@ class Sessions:
     async def fork(self, principal: Principal, session_id: str, at_seq: int | None) -> str:
         """Copy a session up to `at_seq` (None: all of it); the copy starts idle."""
         self._accepting()
-        source = await self._writable(principal, session_id)
+        source = await self._writable(principal, session_id, may_be_read_only=True)
         new_id = self._ports.new_id("ses")
         await self._store.fork(session_id, new_id, source.session.head_seq if at_seq is None else at_seq)
         agent = await self._agent(new_id)
@@ -155,6 +155,8 @@ class Sessions:
             if session.queue:
                 drafts.append(Draft(QueueValue(queue=[], removed=list(session.queue)).event()))
             drafts.append(patch("/title", f"{session.title or session_id} (fork)"))
+            if session.read_only:
+                drafts.append(patch("/readOnly", False))
             if session.owner != principal.name:
                 drafts.append(patch("/owner", principal.name))
             return drafts, None
@@ -164,7 +166,7 @@ class Sessions:
 
     async def delete(self, principal: Principal, session_id: str) -> None:
         """Delete a session for good; an active run is stopped first."""
-        agent = await self._writable(principal, session_id)
+        agent = await self._writable(principal, session_id, may_be_read_only=True)
         self._deleting.add(session_id)
         try:
             await agent.halt(NotFound(f"session {session_id} was deleted"))
@@ -309,10 +311,15 @@ class Sessions:
             raise Forbidden(f"session {session_id} belongs to someone else")
         return agent
 
-    async def _writable(self, principal: Principal, session_id: str) -> Agent:
+    async def _writable(
+        self, principal: Principal, session_id: str, *, may_be_read_only: bool = False
+    ) -> Agent:
         if principal.role is Role.OBSERVER:
             raise Forbidden("an observer token reads only")
-        return await self._readable(principal, session_id)
+        agent = await self._readable(principal, session_id)
+        if agent.session.read_only and not may_be_read_only:
+            raise Forbidden(f"session {session_id} was imported and is read-only; fork it to go on")
+        return agent
 
     async def _agent(self, session_id: str) -> Agent:
         """The live session, loaded from the log if need be; concurrent callers share one load."""

@@ -90,6 +90,7 @@ class Session:
         self.title = ""
         self.persona: str | None = None
         self.pinned_slice: str | None = None
+        self.read_only = False
         self.goals: dict[str, dict[str, Any]] = {}
         self.autonomy: dict[str, Any] = {"enabled": False}
         self.queue: list[str] = []
@@ -347,6 +348,7 @@ class Session:
         self.owner = snapshot.get("owner") or ""
         self.persona = snapshot.get("persona")
         self.pinned_slice = snapshot.get("pinnedSlice")
+        self.read_only = bool(snapshot.get("readOnly"))
         self.goals = dict(snapshot.get("goals") or {})
         self.autonomy = dict(snapshot.get("autonomy") or {"enabled": False})
 
@@ -362,6 +364,8 @@ class Session:
                 self.persona = value
             case ["pinnedSlice"]:
                 self.pinned_slice = value
+            case ["readOnly"]:
+                self.read_only = bool(value)
             case ["autonomy"]:
                 self.autonomy = dict(value or {})
             case ["goals", goal_id] if operation["op"] == "remove":

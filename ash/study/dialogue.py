@@ -27,8 +27,10 @@ from ash.domain.events import (
 )
 from ash.study.transcript import Message, SessionView, ToolCall
 
-PERSONA_ID = "persona"
-"""Id of the system message that a session's persona becomes."""
+
+def persona_id(session_id: str) -> str:
+    """Id of the system message that a session's persona becomes; no two sessions of an export share one."""
+    return f"persona:{session_id}"
 
 
 def sidecar_of(path: Path) -> Path:
@@ -44,7 +46,7 @@ def dialogue(view: SessionView) -> dict[str, Any]:
     """
     messages: list[dict[str, Any]] = []
     if view.persona:
-        messages.append({"id": PERSONA_ID, "role": "system", "content": view.persona})
+        messages.append({"id": persona_id(view.session_id), "role": "system", "content": view.persona})
     parents = {message.message_id for message in view.messages}
     own: dict[str, list[ToolCall]] = {}
     items: list[tuple[int, Message | ToolCall]] = [(message.seq, message) for message in view.messages]

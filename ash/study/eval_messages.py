@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from ash.domain.events import TokenUsage
-from ash.study.dialogue import PERSONA_ID
+from ash.study.dialogue import persona_id
 from ash.study.transcript import Message, SessionView, ToolCall
 
 
@@ -36,7 +36,9 @@ def chat(view: SessionView) -> list[Entry]:
     own: dict[str, list[ToolCall]] = {}
     entries = []
     if view.persona:
-        entries.append(Entry(0, {"id": PERSONA_ID, "role": "system", "content": view.persona}, None))
+        entries.append(
+            Entry(0, {"id": persona_id(view.session_id), "role": "system", "content": view.persona}, None)
+        )
     for tool in view.tools:
         if tool.message_id is not None and tool.message_id in known:
             own.setdefault(tool.message_id, []).append(tool)

@@ -40,6 +40,7 @@ class StandIn:
         models_fault: comes in place of every model list while it is set.
         bodies: what was asked for, newest last.
         headers: of those requests.
+        clients: addresses that requests came from, one for each connection.
         running: answers that are being sent.
         most_running: the most there were at a time.
         aborted: answers whose client went away.
@@ -60,6 +61,7 @@ class StandIn:
         self.running = 0
         self.most_running = 0
         self.aborted = 0
+        self.clients: set[object] = set()
         self.ended = asyncio.Event()
         self.paused = asyncio.Event()
         self.paused.set()
@@ -85,6 +87,8 @@ class StandIn:
         body = json.loads(await request.read())
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
+        assert request.transport is not None
+        self.clients.add(request.transport.get_extra_info("peername"))
         if self.faults:
             return await self.faults.pop(0)(request)
         messages = list(body["messages"])

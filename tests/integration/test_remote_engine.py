@@ -376,6 +376,18 @@ async def test_the_breaker_leaves_a_failing_endpoint_alone_and_tries_it_again() 
         await engine.close()
 
 
+async def test_a_connection_is_used_again_unless_its_answer_was_left() -> None:
+    async with remote() as (endpoint, engine):
+        for _ in range(3):
+            await collect(engine)
+        assert len(endpoint.clients) == 1
+        items = aiter(engine.generate(ask()))
+        await anext(items)
+        await items.aclose()  # type: ignore[attr-defined] # the iterator is a generator
+        await collect(engine)
+        assert len(endpoint.clients) == 2
+
+
 async def test_answers_that_break_off_count_for_the_breaker() -> None:
     async with remote(breaker_failures=3) as (endpoint, engine):
         endpoint.faults = [stream(ONE), stream(ONE, then="reset"), stream(ONE, "data: x\n\n")]
@@ -420,7 +432,8 @@ async def test_nobody_listens() -> None:
         spec = SliceSpec("far", "nano", "openai:x", remote=RemoteSpec(url, retries=0))
         engine = RemoteEngine(spec, environment={})
         with pytest.raises(
-            SliceUnavailable, match=r"slice far: .* cannot be reached: .*start it, or correct"
+            SliceUnavailable,
+            match=r"slice far: .* cannot be reached: Connection refused; start it, or correct",
         ):
             await engine.open()
         await engine.close()

@@ -190,7 +190,7 @@ def test_an_eval_file_opens_with_its_samples_messages_spans_and_scores(world: Wo
     log = inspect_log.read_eval_log(str(target))
     assert log.status == "success"
     first, second = log.samples
-    assert [message.id for message in first.messages][:3] == ["persona", "msg_1u", "msg_1a"]
+    assert [message.id for message in first.messages][:3] == ["persona:ses_1", "msg_1u", "msg_1a"]
     assert [(event.type, event.name) for event in first.events if event.event == "span_begin"] == [
         ("mode", "analytic"),
         ("mode", "creative country"),

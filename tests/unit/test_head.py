@@ -163,3 +163,24 @@ def test_the_optimiser_stops_where_rounding_hides_the_way() -> None:
 def test_a_head_knows_its_width() -> None:
     head = Head(("a", "b"), np.zeros((4, 2)), np.zeros(2), 1.0, np.full(2, 0.5))
     assert head.features == 4
+
+
+def test_rows_that_are_held_out_calibrate_alone() -> None:
+    rows, labels = clusters()
+    # As if an encoder had been tuned on them: the rows that are not held out are perfectly apart.
+    easy = np.eye(12)[[int(label[-1]) for label in labels]]
+    held_out = [number % 3 == 0 for number in range(len(labels))]
+    seen = np.where(np.asarray(held_out)[:, None], rows, easy)
+
+    naive = fit_head(seen, labels)
+    honest = fit_head(seen, labels, held_out=held_out)
+
+    np.testing.assert_array_equal(naive.weights, honest.weights)
+    assert honest.temperature > naive.temperature
+
+
+def test_every_label_is_on_both_sides() -> None:
+    rows, labels = clusters()
+    for held_out in ([label == "label 1" for label in labels], [False] * len(labels)):
+        with pytest.raises(ValueError, match="hold out some rows of each"):
+            fit_head(rows, labels, held_out=held_out)

@@ -86,6 +86,7 @@ def test_a_refrain_is_what_comes_again() -> None:
     # Runs of four: 9, of which `we will go down` comes twice.
     assert refrain([*line, "to", "the", "sea", "and", *line]) == pytest.approx(1 / 9)
     assert refrain(["too", "few"]) == 0.0
+    assert named(" ".join([*line, "to", "the", "sea", "and", *line]))["refrain"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_messages_have_the_form_that_chat_models_are_trained_on() -> None:
         "session_id": "ses_1",
         "title": "A talk",
         "messages": [
-            {"id": "persona", "role": "system", "content": "You are Ash."},
+            {"id": "persona:ses_1", "role": "system", "content": "You are Ash."},
             {"id": "msg_1u", "role": "user", "content": "What is 2+2?"},
             {"id": "msg_1a", "role": "assistant", "content": "4"},
             {

@@ -55,6 +55,14 @@ def test_a_genre_follows_its_challenge_with_a_delay_in_answers() -> None:
     assert measures["genre_delay"] == 0.5
 
 
+def test_what_follows_the_next_challenge_counts_for_that_one() -> None:
+    log = LogBuilder()
+    log.turn("Sing a country song", "My baby left", "creative", genre="blues")
+    log.turn("Now do a rap", "Trucks", "creative", genre="country")
+    country, rap = genre_adaptation(view("ses_1", log.records))
+    assert (country.delay, rap.delay) == (None, None)
+
+
 def test_activity_is_counted_by_origin() -> None:
     log = LogBuilder()
     log.turn("Hi", "Hello", "conversational")

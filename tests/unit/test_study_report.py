@@ -41,7 +41,7 @@ PLAN = Plan(
     turns=9,
     openings=("Explain tries.",),
     conditions=("autonomous", "cued"),
-    cues=(Cue("Write a poem.", "creative"),),
+    cues=(Cue("Write a <poem> & song.", "creative"),),
     cue_turns=(5,),
 )
 
@@ -96,6 +96,17 @@ def test_sentences_say_what_the_intervals_bear() -> None:
     assert "cued: no self-directed shift in 20 answers of 2 sessions. That does not show" in said
     assert "does not tell the two apart" in said
     assert "disagrees with the plan in 0 of 3 shifts" in said
+
+
+def test_a_cue_for_another_mode_is_not_the_cause() -> None:
+    log = LogBuilder("ses_x")
+    starts = [
+        log.turn(step.text, "x", "analytic", key=input_key(PLAN, "cued", 1, step))
+        for step in schedule(PLAN, "cued", 1)
+    ]
+    log.shift("analytic", "conversational", onset=starts[5], alarm=starts[7])
+    (shift,) = analyse(PLAN, [StudiedSession("cued", 1, view("ses_x", log.records))], None).shifts
+    assert (shift.cause, shift.after_event) == ("none", True)
 
 
 def test_an_opening_may_set_off_a_shift_too() -> None:

@@ -88,3 +88,8 @@ def test_kappa_is_undefined_without_variation_and_refuses_unequal_lists() -> Non
     assert math.isnan(cohen_kappa([True, True], [True, True]))
     with pytest.raises(ValueError, match="2 labels"):
         cohen_kappa([1, 2], [1])
+
+
+def test_a_difference_adds_the_squares_of_its_distances() -> None:
+    gap = difference(Interval(10.0, 7.0, 14.0), Interval(4.0, 1.0, 8.0))
+    assert gap == Interval(6.0, 1.0, 11.0, "bootstrap")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import aiohttp
@@ -21,6 +22,8 @@ from ash.slices.spec import RemoteSpec
 
 _BODY_LIMIT_BYTES: Final = 1 << 20
 """What is read of an answer that is no stream; the model lists of large gateways have a few hundred kB."""
+
+_LINGER_S: Final = 0.05
 
 _END: Final = Chunk(choices=[ChunkChoice(finish_reason="stop")])
 """Stands for [DONE], for streams whose last chunk gave no reason."""
@@ -129,6 +132,7 @@ class EndpointClient:
                     return
                 for event in events:
                     if event == END_OF_STREAM:
+                        await _linger(response)
                         yield _END
                         return
                     with self._translated(late):
@@ -173,8 +177,8 @@ class EndpointClient:
                 )
             yield response
         finally:
-            # What was not read of it is of no interest any more, and must not be sent on.
-            response.close()
+            # Keeps the connection if the body was read to its end, and closes it otherwise.
+            response.release()
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         """The body, or as much of it as is of use."""
@@ -244,7 +248,18 @@ class EndpointClient:
 
     def _reason(self, error: Exception) -> str:
         text = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientConnectorError) and error.errno is not None:
+            # The name of the error alone: address and details of the library are no help beside the url.
+            text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         return printable(text.replace(self._key, "***") if self._key else text)
+
+
+async def _linger(response: aiohttp.ClientResponse) -> None:
+    """Give the end of the body behind [DONE] a moment to come, so that the connection can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        # The answer is whole: whatever happens here costs a new connection and nothing else.
+        async with asyncio.timeout(_LINGER_S):
+            await response.content.readany()
 
 
 def _key(slice_name: str, variable: str, environment: Mapping[str, str]) -> str:

@@ -187,7 +187,7 @@ class LlamaModel:
         pieces: list[bytes] = []
         for token in range(self.vocabulary_size):
             length = api.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
-            pieces.append(buffer[:length] if length >= 0 else self.piece(token))
+            pieces.append(ctypes.string_at(buffer, length) if length >= 0 else self.piece(token))
         return pieces
 
     def is_end(self, token: int) -> bool:
