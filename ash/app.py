@@ -157,6 +157,17 @@ async def prepared_encoder(settings: Settings) -> Encoder:
     return LightEncoder(folder)
 
 
+@contextlib.asynccontextmanager
+async def opened_reference(settings: Settings) -> AsyncIterator[Encoder]:
+    """The model behind `router.encoder` as it was published, even where a light one is made from it."""
+    encoder = SentenceEncoder(model=settings.router.encoder.removeprefix(LIGHT))
+    await encoder.open()
+    try:
+        yield encoder
+    finally:
+        await encoder.close()
+
+
 async def fitted_router(settings: Settings, encoder: Encoder, cache: HeadCache) -> Router:
     """The router with its head, fitted on the examples or taken from the cache."""
     examples = router_examples()

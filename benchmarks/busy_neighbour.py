@@ -1,8 +1,9 @@
 """What a busy process on one core costs: how the decoding threads wait for each other decides it.
 
-One and eight sessions decode on the bundled nano slice through a LocalEngine, on an otherwise idle machine and
-beside one process that computes all the time. The waiting of libgomp's threads varies: its default (a spin of
-300,000), the spin that Ash sets, and none at all. The conditions alternate within a repetition; medians are printed.
+One and eight sessions decode on the bundled nano slice through a LocalEngine, on an otherwise idle machine
+and beside one process that computes all the time. The waiting of libgomp's threads varies: its default (a
+spin of 300,000), the spin that Ash sets, and none at all. The conditions alternate within a repetition;
+medians are printed.
 
     .venv/bin/python -m benchmarks.busy_neighbour [REPETITIONS]
 """

@@ -14,7 +14,8 @@ import msgspec
 import typer
 from rich.table import Table
 
-from ash.app import opened_router, router_examples, slice_specs
+from ash import logs
+from ash.app import opened_reference, opened_router, router_examples, slice_specs
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import Settings, load
 from ash.domain.errors import ConfigError
@@ -40,7 +41,7 @@ JsonOutput = Annotated[bool, typer.Option("--json", help="One JSON object instea
 @router_app.command("fit")
 def router_fit(config: Config = DEFAULT_CONFIG) -> None:
     """Fit the router on its anchors anew; a light encoder is made first where it has not been."""
-    settings = load(config)
+    settings = _settings(config)
 
     async def fit() -> str:
         async with opened_router(settings, refit=True) as opened:
@@ -63,7 +64,7 @@ def router_explain(
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Say where an input would go and why. Example: ash router explain "write a parser in C"."""
-    settings = load(config)
+    settings = _settings(config)
     situation = Situation(
         current=current,
         pinned=pinned,
@@ -91,12 +92,19 @@ def router_eval(
     prompts.jsonl --json.
     """
     prompts = _read_prompts(data)
-    report, baselines = asyncio.run(_evaluated(load(config), prompts))
+    report, baselines = asyncio.run(_evaluated(_settings(config), prompts))
     if as_json:
         scores = {name: msgspec.to_builtins(found) for name, found in baselines.items()}
         _write_json({**report.to_json(), "baselines": scores})
     else:
         _show_report(report, baselines)
+
+
+def _settings(config: Path) -> Settings:
+    """The settings; logs go to standard error, because standard output belongs to the result."""
+    settings = load(config)
+    logs.configure(settings.log.level, None)
+    return settings
 
 
 def _slice_facts(settings: Settings, current: str | None) -> tuple[SliceFacts, ...]:
@@ -128,10 +136,12 @@ def _read_prompts(path: Path) -> list[LabelledPrompt]:
 async def _evaluated(
     settings: Settings, prompts: list[LabelledPrompt]
 ) -> tuple[Report, Mapping[str, Scores]]:
-    anchors = load_anchors()
+    anchors, texts = load_anchors(), [prompt.text for prompt in prompts]
     async with opened_router(settings) as opened:
-        plain = await _plain_head(anchors, opened.encoder, opened.cache)
-        vectors = await opened.encoder.encode([prompt.text for prompt in prompts])
+        vectors = await opened.encoder.encode(texts)
+    async with opened_reference(settings) as reference:
+        plain = await _plain_head(anchors, reference, opened.cache)
+        plain_vectors = await reference.encode(texts)
     found = [
         opened.router.probabilities(vector, prompt.text)
         for vector, prompt in zip(vectors, prompts, strict=True)
@@ -139,7 +149,7 @@ async def _evaluated(
     baselines = {
         "majority": majority_baseline(prompts),
         "length": length_baseline(anchors, prompts),
-        "encoder_logistic": encoder_baseline(plain, prompts, vectors),
+        "encoder_logistic": encoder_baseline(plain, prompts, plain_vectors),
     }
     return evaluate(prompts, found), baselines
 

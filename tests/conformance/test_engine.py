@@ -73,6 +73,7 @@ async def llama_server(model_cache: Path) -> AsyncIterator[str]:
     )
     assert process.stderr is not None
     lines = process.stderr
+    drain: asyncio.Task[bytes] | None = None
     try:
         url = ""
         while not url:
@@ -86,7 +87,8 @@ async def llama_server(model_cache: Path) -> AsyncIterator[str]:
     finally:
         process.terminate()
         await process.wait()
-        await drain
+        if drain is not None:
+            await drain
 
 
 @pytest_asyncio.fixture(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-
 from pathlib import Path
 
 import msgspec
@@ -126,11 +125,11 @@ async def test_a_session_goes_on_where_it_was_after_the_worker_was_killed(engine
     await saved_to_disk(engine)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(EngineCrashed):
-        # The first to ask may find it dying; the second finds a fresh one.
-        await ask(engine, "killed", messages)
-        raise EngineCrashed("it had a fresh worker already")
-    admitted, text, _ = await ask(engine, "killed", messages)
+    try:
+        admitted, text, _ = await ask(engine, "killed", messages)
+    except EngineCrashed:
+        # It was still dying; the next to ask finds a fresh one.
+        admitted, text, _ = await ask(engine, "killed", messages)
     assert admitted.prompt_tokens - admitted.reused_tokens < 25
     await engine.forget("killed")
     _, expected, _ = await ask(engine, "never killed", messages)

@@ -317,7 +317,7 @@ def test_the_same_prompt_again_still_computes_one_token(bench: Bench) -> None:
 def test_a_cut_that_opens_the_sliding_window_goes_back_to_where_the_answer_began(
     bench: Bench, kept: int, reused: int
 ) -> None:
-    """Fifteen tokens are cached, a window of four is held, and a checkpoint stands behind the prompt of ten."""
+    """Fifteen tokens are cached, a window of four is held; a checkpoint stands behind the prompt of ten."""
     bench.inference.window = 4
     bench.slots._sliding_window = 4
     bench.submit(1, "abcdefghij", session="s", max_output=6)
