@@ -42,7 +42,10 @@ class RateMeter:
 
     def answered(self, admitted: Admitted, finished: Finished) -> None:
         """A generation ended. The first token belongs to the prefill, whose last step gives it."""
-        self._prefill.add(admitted.prompt_tokens - admitted.reused_tokens, finished.prefill_s)
+        # An endpoint may know its counts only at the end.
+        prompt = admitted.prompt_tokens if finished.prompt_tokens is None else finished.prompt_tokens
+        reused = admitted.reused_tokens if finished.reused_tokens is None else finished.reused_tokens
+        self._prefill.add(prompt - reused, finished.prefill_s)
         self._decode.add(finished.output_tokens - 1, finished.decode_s)
 
     def rates(self, resident_bytes: int | None) -> SliceRates | None:
