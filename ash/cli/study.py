@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,9 @@ from ash.app import (
     DATABASE,
     mode_filter,
     models_folder,
+    opened_reference,
     prepare_data_folder,
+    prepared_encoder,
     running,
     slice_specs,
     wall_clock,
@@ -40,7 +41,6 @@ from ash.config import (
 )
 from ash.domain.errors import AshError, StudyError
 from ash.domain.events import Record
-from ash.encoders.sentence import SentenceEncoder
 from ash.session.modes import ModeTracker
 from ash.slices.catalog import check
 from ash.store.queries import SqliteReader
@@ -129,15 +129,8 @@ def study_settings(settings: Settings, plan: Plan, folder: Path, seed: int) -> S
         for name, spec in settings.slices.items()
     }
     gateway = GatewaySettings(port=0, http_port=0)
-    store = StoreSettings(path=str(folder.absolute() / "data"))
+    store = StoreSettings(path=str(folder.absolute() / "data"), cache=str(settings.cache_folder.absolute()))
     return msgspec.structs.replace(settings, slices=slices, gateway=gateway, store=store)
-
-
-def share_models(served: Settings, models: Path) -> None:
-    """Let a study's server use the model files in `models`: some are put together from parts and large."""
-    folder = prepare_data_folder(served) / models.name
-    if not folder.exists():
-        folder.symlink_to(models.absolute())
 
 
 async def provenance(settings: Settings, plan: Plan) -> Provenance:
@@ -157,8 +150,10 @@ async def provenance(settings: Settings, plan: Plan) -> Provenance:
             if result.problem is not None:
                 raise StudyError(f"slice {spec.name} cannot be used: {result.problem}")
             weights[spec.name] = result.sha256
-    async with _encoder(settings.router.encoder) as encoder:
-        identity = encoder.identity
+    encoder = await prepared_encoder(settings)
+    await encoder.open()
+    identity = encoder.identity
+    await encoder.close()
     # Through JSON, for a tuple that comes back from the study file is a list.
     relevant: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
     for table in ("folder", "gateway", "store", "log"):
@@ -201,7 +196,6 @@ async def _run(settings: Settings, record: StudyRecord, folder: Path) -> None:
             conditions = [condition for condition, each in missing if each == seed]
             bar.update(task, description=f"seed {seed}")
             served = study_settings(settings, record.plan, folder, seed)
-            share_models(served, models_folder(settings))
             failures += await _one_seed(
                 served,
                 record.plan,
@@ -309,20 +303,11 @@ async def _encoded(
     model: str, sessions: Sequence[StudiedSession], persona: str | None
 ) -> tuple[list[StudiedSession], list[float] | None]:
     """The sessions with the vectors of their answers, and the vector of the persona."""
-    async with _encoder(model) as encoder:
+    # Distances between texts are what this model was made for; a light one knows requests only.
+    async with opened_reference(model) as encoder:
         encoded = []
         for session in sessions:
             texts = [answer.text for answer in session.view.answers]
             vectors = await encoder.encode(texts) if texts else []
             encoded.append(msgspec.structs.replace(session, vectors=vectors))
         return encoded, (await encoder.encode([persona]))[0] if persona else None
-
-
-@asynccontextmanager
-async def _encoder(model: str) -> AsyncIterator[SentenceEncoder]:
-    encoder = SentenceEncoder(model=model)
-    await encoder.open()
-    try:
-        yield encoder
-    finally:
-        await encoder.close()

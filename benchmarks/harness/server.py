@@ -21,9 +21,6 @@ from ash.domain.errors import AshError
 from benchmarks.harness.conversation import Answer, Piece, SystemFailedError
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADS = ROOT / "build" / "heads"
-"""Fitted heads, shared by all starts: fitting them takes a minute and is not what is measured."""
-
 START_LIMIT_S = 600.0
 """The first start fits the heads, a minute on a quiet machine; later ones take seconds."""
 WORKER_MODULE = "ash.slices.worker"
@@ -86,9 +83,6 @@ class AshServer:
             SystemFailedError: it ended before, or did not listen in time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        HEADS.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "heads").exists():
-            (self.folder / "heads").symlink_to(HEADS)
         environment = {
             **os.environ,
             "ASH_GATEWAY__PORT": "0",

@@ -98,8 +98,6 @@ async def test_a_second_server_on_the_same_data_folder_is_refused(server: Runnin
 
 def test_a_port_in_use_is_named(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("second")
-    # The heads are fitted already; without them this start would take a minute.
-    (folder / "heads").symlink_to(server.folder / "heads")
     port = server.ws.rsplit(":", 1)[1].removesuffix("/ws")
     result = run(server, "serve", ASH_STORE__PATH=str(folder), ASH_GATEWAY__PORT=port)
     assert result.returncode == 1
