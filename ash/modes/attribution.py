@@ -28,7 +28,8 @@ class InputEvidence(Struct, frozen=True):
 
     Attributes:
         seq: its place in the log.
-        kind: where it came from: `user`, `tool`, `schedule` ...; recorded, not judged.
+        kind: where it came from: `user`, `tool`, `timer`, `nudge`, `memory`, `persona`;
+            recorded, not judged.
         pull: by mode, how likely the input pulls towards it (see `pull`); None where nobody could observe it.
     """
 

@@ -161,6 +161,10 @@ class WorkerProcess:
         except FrameError as error:
             del self._queues[number]
             raise PromptTooLong(f"slice {self._spec.name}: {error}", limit=self._spec.context) from error
+        except asyncio.CancelledError:
+            # It may be sent already, and nobody would take what it writes.
+            self.leave(number)
+            raise
         except ChildExited:
             # The queue tells how it died as soon as that is known.
             return number, queue

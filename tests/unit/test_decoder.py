@@ -26,7 +26,9 @@ from ash.slices.worker.messages import (
     Update,
 )
 from ash.slices.worker.pace import Pace
+from ash.slices.worker.sequence import SequenceRecord, TokenSequence
 from ash.slices.worker.slots import SlotTable
+from ash.slices.worker.state_files import SavedState
 from ash.slices.worker.states import StateStore
 from ash.slices.worker.tokenising import tokenised
 
@@ -150,6 +152,9 @@ class AlphabetInference:
     def restore(self, slot: int, state: bytearray) -> bool:
         assert not self.cache.get(slot), "a state goes into an empty sequence"
         self.cache[slot] = list(state)
+        if self.window:
+            # A saved state holds the window and no more.
+            self.first[slot] = max(0, len(state) - self.window)
         return True
 
 
@@ -313,19 +318,93 @@ def test_the_same_prompt_again_still_computes_one_token(bench: Bench) -> None:
     assert bench.text(2) == "g"
 
 
-@pytest.mark.parametrize(("kept", "reused"), [(6, 0), (10, 10), (13, 10), (15, 15)])
-def test_a_cut_that_opens_the_sliding_window_goes_back_to_where_the_answer_began(
-    bench: Bench, kept: int, reused: int
+@pytest.mark.parametrize(
+    ("kept", "reused"),
+    [
+        (6, 0),  # an edit in the turn before: the checkpoint lies behind it
+        (15, 15),  # another question
+        (17, 15),  # the same turn again
+        (20, 15),  # the answer was cut short
+        (22, 22),  # the conversation goes on
+    ],
+)
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_cut_that_opens_the_sliding_window_goes_back_to_where_the_turn_began(
+    kept: int, reused: int, *, paged: bool
 ) -> None:
-    """Fifteen tokens are cached, a window of four is held; a checkpoint stands behind the prompt of ten."""
+    """22 tokens are cached: a turn of 15, and from a checkpoint on one of 7. A window of four is held."""
+    bench = Bench(slots=1 if paged else 2)
     bench.inference.window = 4
     bench.slots._sliding_window = 4
     bench.submit(1, "abcdefghij", session="s", max_output=6)
     bench.run()
-    bench.submit(2, ("abcdefghij" + bench.text(1))[:kept] + "x", session="s", max_output=1)
+    second = "abcdefghij" + bench.text(1) + "x"
+    bench.submit(2, second, session="s", max_output=6)
     bench.run()
-    assert bench.begun(2).reused_tokens == reused
-    assert bench.text(2) == LETTERS[kept + 1]
+    if paged:
+        bench.submit(3, "other", session="other", max_output=1)
+        bench.run()
+    history = second + bench.text(2)
+    bench.submit(4, history[:kept] + ("z" if kept != 17 else ""), session="s", max_output=1)
+    bench.run()
+    assert bench.begun(4).reused_tokens == reused
+    assert bench.text(4) == LETTERS[(kept + (kept != 17)) % 26]
+
+
+def test_windows_of_tokens_that_were_cut_are_never_put_back() -> None:
+    bench = Bench(slots=1, batch=4)
+    bench.inference.window = 8
+    bench.slots._sliding_window = 4
+    bench.submit(1, "abcdefghij", session="s", max_output=1)
+    bench.run()
+    bench.submit(2, "abcdefghijk", session="s", max_output=4)
+    bench.run()
+    bench.submit(3, "abcdefghzyxwv", session="s", max_output=1)
+    bench.run()
+    bench.submit(4, "abcdefghzyxq", session="s", max_output=1)
+    bench.run()
+    held = bench.inference.cache[0]
+    assert held == bench.vocabulary.tokenise(b"abcdefghzyxq")
+
+
+def test_a_preempted_generation_hears_its_consumer() -> None:
+    bench = Bench(slots=2)
+    bench.decoder._context = bench.slots._context = 2000
+    bench.inference.cells = 700
+    bench.submit(1, max_output=500)
+    bench.submit(2, max_output=500)
+    shown = {1: 0, 2: 0}
+
+    def consume(update: Update) -> None:
+        if isinstance(update, Progress):
+            shown[update.id] += update.tokens
+            # The second reads only once it has been preempted.
+            if update.id == 1 or bench.decoder.statistics().preempted:
+                bench.decoder.acknowledge(update.id, shown[update.id])
+                shown[update.id] = 0
+        elif isinstance(update, Ended) and update.id == 1:
+            bench.decoder.acknowledge(2, shown[2])
+
+    bench.on_update = consume
+    bench.run()
+    assert bench.text(2) == alphabet(3, 500)
+
+
+def test_a_preempted_generation_does_not_take_up_an_older_state() -> None:
+    bench = Bench(slots=2)
+    bench.states.put("s", SavedState(SequenceRecord([0, 1], [1, 2], b"ab", 2), bytearray([0, 1])), keep=True)
+    claimed = bench.slots.claim("s", TokenSequence.of(SequenceRecord([5, 6, 7], [1, 2, 3], b"fgh", 0)))
+    assert claimed is not None
+    assert claimed.sequence.tokens == [5, 6, 7]
+
+
+def test_a_session_forgotten_while_it_is_busy_leaves_nothing() -> None:
+    bench = Bench(slots=2)
+    bench.submit(1, "abc", session="secret", max_output=6)
+    bench.inference.before_step = lambda step: bench.decoder.forget("secret") if step == 2 else None
+    bench.run()
+    assert bench.slots.resident_sessions == 0
+    assert bench.inference.cache[0] == []
 
 
 def test_the_same_session_waits_for_itself(bench: Bench) -> None:

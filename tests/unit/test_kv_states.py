@@ -1,11 +1,15 @@
 """KV states in RAM and on disk: found again, within their budgets, and never trusted when damaged."""
 
+import errno
+import os
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ash.slices.worker import states as states_module
 from ash.slices.worker.sequence import SequenceRecord, TokenSequence
 from ash.slices.worker.state_files import SavedState, StateFolder, file_name
 from ash.slices.worker.states import StateStore
@@ -59,6 +63,30 @@ def test_a_damaged_file_is_dropped(
     assert not path.exists()
     assert folder.count == 0
     assert "is dropped" in capsys.readouterr().err
+
+
+def test_a_damaged_token_is_noticed_as_well(folder: StateFolder, tmp_path: Path) -> None:
+    write(folder, "s", saved("hello"))
+    path = tmp_path / "kv" / file_name("s")
+    path.write_bytes(path.read_bytes().replace(b"hell", b"help"))
+    assert folder.read("s") is None
+
+
+def test_a_disk_that_became_read_only_costs_nothing_but_a_word(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, "s", saved())
+    write(folder, "t", saved())
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert folder.read("s") == saved()
+    folder.remove("t")
+    assert folder.read("t") is None
+    assert "Read-only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("left", [0, 5, 11, 20, 100])
@@ -130,6 +158,47 @@ def test_a_state_saved_ahead_of_need_goes_to_the_disk_only(tmp_path: Path) -> No
     store.close(5.0)
     assert (store.ram_sessions, store.disk_sessions, store.unwritten_sessions) == (0, 1, 0)
     assert StateFolder(tmp_path, 10_000).read("s") == saved("second")
+
+
+def test_a_state_that_is_on_disk_is_not_written_again(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path, 10_000)
+    written: list[str] = []
+    publish = folder.publish
+    folder.publish = lambda session, path: (written.append(session), publish(session, path))  # type: ignore[method-assign, assignment] # counts calls
+    store = StateStore(ram_bytes=1000, folder=folder)
+    store.put("s", saved(), keep=False)
+    store.put("s", saved(), keep=True, is_saved=True)
+    assert store.take("s") == saved()
+    store.close(5.0)
+    assert written == ["s"]
+
+
+def test_a_slow_disk_bounds_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states_module, "_UNWRITTEN_BYTES", 250)
+    folder = StateFolder(tmp_path, 10_000)
+    go_on = threading.Event()
+    write_now = folder.write
+    folder.write = lambda session, state: go_on.wait(10) and write_now(session, state)  # type: ignore[method-assign, assignment, return-value] # waits
+    store = StateStore(ram_bytes=0, folder=folder)
+    for number in range(20):
+        store.put(f"s{number}", saved(), keep=True)
+    assert store.unwritten_sessions <= 3
+    assert not store.accepts(100)
+    go_on.set()
+    assert store.accepts(100, wait=True)
+    store.close(5.0)
+    assert store.disk_sessions <= 3
+
+
+def test_a_state_larger_than_the_queue_is_written_when_nothing_else_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states_module, "_UNWRITTEN_BYTES", 50)
+    store = StateStore(ram_bytes=0, folder=StateFolder(tmp_path, 10_000))
+    assert store.accepts(100)
+    store.put("large", saved(), keep=False)
+    store.close(5.0)
+    assert store.disk_sessions == 1
 
 
 def test_without_a_disk_the_oldest_are_lost(tmp_path: Path) -> None:

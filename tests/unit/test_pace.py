@@ -1,47 +1,59 @@
-"""Prompt tokens of a step, from the cost of earlier steps."""
+"""Prompt tokens of a step, from what earlier steps took."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ash.slices.worker.pace import Pace
 
 
-def paced(*, decode_s: float, token_s: float, stall_s: float = 0.25) -> Pace:
-    pace = Pace(stall_s=stall_s, batch=512)
-    for _ in range(40):
-        pace.observe(decoding=4, prefilled=0, seconds=decode_s)
-        pace.observe(decoding=4, prefilled=50, seconds=decode_s + 50 * token_s)
-    return pace
+def run(pace: Pace, steps: int, *, decode_s: float, token_s: float) -> None:
+    """Steps with prompts enough to fill them."""
+    for _ in range(steps):
+        tokens = pace.prompt_tokens(decoding=4)
+        pace.observe(decoding=4, prefilled=tokens, seconds=decode_s + tokens * token_s)
 
 
-def test_a_step_takes_as_long_as_the_stall_that_is_allowed() -> None:
-    assert abs(paced(decode_s=0.05, token_s=0.002).prompt_tokens(decoding=4) - 100) <= 1
+@pytest.mark.parametrize(
+    ("decode_s", "token_s", "tokens"), [(0.05, 0.002, 100), (0.0, 0.005, 50), (0.2, 0.001, 50)]
+)
+def test_a_step_takes_as_long_as_the_stall_that_is_allowed(
+    decode_s: float, token_s: float, tokens: int
+) -> None:
+    pace = Pace(stall_s=0.25, batch=512)
+    run(pace, 60, decode_s=decode_s, token_s=token_s)
+    assert abs(pace.prompt_tokens(decoding=4) - tokens) <= 2
 
 
 def test_nobody_waits_for_a_step_without_answers() -> None:
-    assert paced(decode_s=0.05, token_s=0.01).prompt_tokens(decoding=0) == 512
+    pace = Pace(stall_s=0.25, batch=512)
+    run(pace, 20, decode_s=0.05, token_s=0.01)
+    assert pace.prompt_tokens(decoding=0) == 512
 
 
 def test_prompts_go_on_where_decoding_alone_takes_longer() -> None:
-    assert paced(decode_s=0.9, token_s=0.01).prompt_tokens(decoding=4) == 16
+    pace = Pace(stall_s=0.25, batch=512)
+    run(pace, 20, decode_s=0.9, token_s=0.01)
+    assert pace.prompt_tokens(decoding=4) == 16
 
 
-def test_the_first_step_is_careful() -> None:
-    assert Pace(stall_s=1.0, batch=512).prompt_tokens(decoding=1) == 16
+def test_one_slow_step_is_made_up_for_at_once() -> None:
+    pace = Pace(stall_s=0.25, batch=512)
+    run(pace, 60, decode_s=0.05, token_s=0.002)
+    pace.observe(decoding=4, prefilled=100, seconds=3.0)
+    assert pace.prompt_tokens(decoding=4) == 50
+    run(pace, 4, decode_s=0.05, token_s=0.002)
+    assert pace.prompt_tokens(decoding=4) >= 90
 
 
-def test_the_last_crumbs_of_a_prompt_teach_nothing() -> None:
-    pace = paced(decode_s=0.05, token_s=0.002)
+def test_a_step_that_was_not_full_teaches_nothing_unless_it_was_slow() -> None:
+    pace = Pace(stall_s=0.25, batch=512)
+    run(pace, 60, decode_s=0.05, token_s=0.002)
     before = pace.prompt_tokens(decoding=4)
-    pace.observe(decoding=4, prefilled=1, seconds=0.06)
+    pace.observe(decoding=4, prefilled=5, seconds=0.06)
     assert pace.prompt_tokens(decoding=4) == before
-
-
-def test_it_follows_a_machine_that_becomes_busy() -> None:
-    pace = paced(decode_s=0.05, token_s=0.002)
-    for _ in range(10):
-        pace.observe(decoding=4, prefilled=50, seconds=0.05 + 50 * 0.02)
-    assert pace.prompt_tokens(decoding=4) <= 16
+    pace.observe(decoding=4, prefilled=5, seconds=0.5)
+    assert pace.prompt_tokens(decoding=4) < before
 
 
 @given(

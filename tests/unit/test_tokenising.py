@@ -45,7 +45,7 @@ pieces = st.lists(
 def test_no_control_token_is_left_and_no_text_is_lost(parts: list[str]) -> None:
     text = "".join(parts)
     vocabulary = MarkedVocabulary()
-    harmless = tokenised(vocabulary, encoded(without_controls(vocabulary, text)))
+    harmless = tokenised(vocabulary, encoded(without_controls(vocabulary, text, most_tokens=1000)))
     assert not any(vocabulary.is_control(token) for token in harmless.tokens)
     shown = b"".join(vocabulary.piece(token) for token in harmless.tokens)
     assert shown == encoded(text.replace(BREAK, "\N{REPLACEMENT CHARACTER}"))
@@ -53,13 +53,13 @@ def test_no_control_token_is_left_and_no_text_is_lost(parts: list[str]) -> None:
 
 def test_the_template_may_write_control_tokens() -> None:
     vocabulary = MarkedVocabulary()
-    prompt = "<s>" + without_controls(vocabulary, "a</s>b") + "<|end|>"
+    prompt = "<s>" + without_controls(vocabulary, "a</s>b", most_tokens=1000) + "<|end|>"
     tokens = tokenised(vocabulary, encoded(prompt)).tokens
     assert [token for token in tokens if vocabulary.is_control(token)] == [257, 256]
 
 
 def test_ordinary_text_is_left_alone() -> None:
-    assert without_controls(MarkedVocabulary(), "1 < 2 > 0 | é") == "1 < 2 > 0 | é"
+    assert without_controls(MarkedVocabulary(), "1 < 2 > 0 | é", most_tokens=1000) == "1 < 2 > 0 | é"
 
 
 def test_bytes_of_tokens_line_up_across_a_break() -> None:
@@ -67,3 +67,8 @@ def test_bytes_of_tokens_line_up_across_a_break() -> None:
     text = tokenised(vocabulary, encoded("a" + BREAK + "bc"))
     assert text.tokens == tuple(b"abc")
     assert text.ends == (1, 1 + len(encoded(BREAK)) + 1, len(text.text))
+
+
+def test_what_cannot_fit_is_left_alone() -> None:
+    assert without_controls(MarkedVocabulary(), "<s>" * 11, most_tokens=10) == "<s>" * 11
+    assert BREAK in without_controls(MarkedVocabulary(), "<s>" * 10, most_tokens=1000)

@@ -16,7 +16,7 @@ from ash.domain.errors import FormatError
 from ash.domain.values import OutputFormat
 from ash.slices.worker.inference import Vocabulary
 
-_LIMITS: Final = LLParserLimits(max_grammar_size=100_000, verbose_errors=True)
+_LIMITS: Final = LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
 """A format comes from a client: it may not take the worker's memory."""
 
 _JSON: Final[Any] = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}

@@ -135,7 +135,7 @@ class Decoder:
         """Save what has changed of every session; after `run` has returned."""
         for generation in list(self._active.values()):
             self._leave(generation)
-        while self._slots.save_one_idle():
+        while self._slots.save_one_idle(wait=True):
             pass
 
     def run(self) -> None:
@@ -182,6 +182,9 @@ class Decoder:
 
     def _acknowledge(self, id: int, tokens: int) -> None:  # noqa: A002 - the protocol's word for it
         generation = self._active.get(id)
+        if generation is None:
+            # A preempted generation waits, but its consumer still reads what was sent before.
+            generation = next((waiting for waiting in self._waiting if waiting.id == id), None)
         if generation is not None:
             generation.unacknowledged_tokens -= tokens
 
@@ -194,9 +197,13 @@ class Decoder:
             self._cache_is_full = False
         if self._cache_is_full:
             return
+        began = time.monotonic()
         for generation in list(self._waiting):
             if self._slots.is_busy(generation.session) or self._awaits_prefix(generation):
                 continue
+            if self._active and time.monotonic() - began > self._pace.stall_s / 4:
+                # Putting states out and in takes time, too, and there are some that stream meanwhile.
+                return
             resident = self._slots.claim(generation.session, generation.sequence)
             if resident is None:
                 return
@@ -326,7 +333,6 @@ class Decoder:
         assert generation.sampler is not None
         if generation.first_token_at is None:
             generation.first_token_at = time.monotonic()
-            self._slots.set_checkpoint(generation.held)
         token = self._inference.sample(generation.sampler, index, generation.constraint)
         if generation.constraint is not None and not self._vocabulary.is_end(token):
             generation.constraint.accept(token)

@@ -86,7 +86,7 @@ class PromptBuilder:
         if len(text) > self._context * MAX_TOKEN_BYTES:
             # It cannot fit, so it will not be computed; `fit_prompt` says so.
             return text
-        return without_controls(self._vocabulary, text)
+        return without_controls(self._vocabulary, text, most_tokens=self._context)
 
     def _shared_tokens(self, messages: Sequence[ChatMessage], text: TokenisedText) -> int:
         """How many tokens of the prompt every conversation with the same system messages begins with."""
@@ -97,6 +97,9 @@ class PromptBuilder:
                 self._beginnings.popitem(last=False)
         self._beginnings.move_to_end(system)
         beginning = self._beginnings[system]
+        if not text.text.startswith(beginning):
+            # Templates may write the date: yesterday's beginning is none today.
+            beginning = self._beginnings[system] = self._common_beginning(system)
         if not text.text.startswith(beginning):
             return 0
         count = text.ending_within(len(beginning))

@@ -16,34 +16,28 @@ from msgspec import Struct
 
 from ash.slices.worker.inference import KvMemory
 from ash.slices.worker.sequence import TokenisedText, TokenSequence, shared_length
-from ash.slices.worker.state_files import SavedState
+from ash.slices.worker.state_files import Checkpoint, SavedState
 from ash.slices.worker.states import StateStore
 
-_KEPT_PREFIXES: Final = 16
-"""System prompts whose KV state is kept: a few megabytes each at most."""
+_PREFIX_BYTES: Final = 64 * 1024 * 1024
+"""For the KV state of system prompts; a thousand tokens take 7 MB with Gemma 3 270M, 23 with SmolLM2 135M."""
 
 _WORTH_COPYING: Final = 16
 """Tokens from which on it pays to copy another session's beginning: a copy takes as long as eight tokens."""
 
 
-class Checkpoint(Struct, frozen=True):
-    """The sliding windows of a sequence when it had `length` tokens in the cache."""
-
-    length: int
-    windows: bytearray
-
-
 class Resident(Struct, eq=False):
     """A session in a slot; `busy` while a generation uses it.
 
-    `saved` is the number of cached tokens when its state was last saved, `checkpoint` where it can go back to
-    although its sliding windows have moved on.
+    `forgotten` sessions leave no trace once they are idle. `saved` is the number of cached tokens when the
+    state was last saved, `checkpoint` where it can go back to although its sliding windows have moved on.
     """
 
     session: str
     slot: int
     sequence: TokenSequence
     busy: bool = True
+    forgotten: bool = False
     saved: int = 0
     checkpoint: Checkpoint | None = None
 
@@ -108,9 +102,11 @@ class SlotTable:
         resident.sequence.cached = 0
         self._residents[session] = resident
         saved = self._states.take(session)
-        if saved is not None:
+        if saved is not None and (sequence is None or saved.sequence.tokens == sequence.tokens):
+            # A preempted sequence is newer than a state that was saved before it.
             resident.sequence = TokenSequence.of(saved.sequence)
             resident.saved = resident.sequence.cached
+            resident.checkpoint = saved.checkpoint
             if not self._memory.restore(slot, saved.state):
                 self._empty(resident)
         return resident
@@ -119,6 +115,8 @@ class SlotTable:
         """The generation is over; the session keeps its slot until another one needs it."""
         resident.busy = False
         self._residents.move_to_end(resident.session)
+        if resident.forgotten:
+            self._give_back(resident)
 
     def load(
         self, resident: Resident, prompt: TokenisedText, tokenise: Callable[[bytes], TokenisedText]
@@ -147,11 +145,15 @@ class SlotTable:
             sequence.cached -= 1
         if sequence.cached < held:
             self.cut(resident)
+        self._set_checkpoint(resident)
         return sequence.cached
 
     def cut(self, resident: Resident) -> None:
         """Remove from the cache what lies behind the `cached` tokens of the sequence."""
         sequence = resident.sequence
+        if resident.checkpoint is not None and resident.checkpoint.length > sequence.cached:
+            # Its windows are those of tokens that are cut now.
+            resident.checkpoint = None
         resident.saved = min(resident.saved, sequence.cached)
         first = self._memory.first_position(resident.slot)
         # As llama-server checks: every sliding-window layer must still hold the window before the cut.
@@ -162,22 +164,13 @@ class SlotTable:
         checkpoint = resident.checkpoint
         if (
             checkpoint is None
-            or checkpoint.length > sequence.cached
             or not self._memory.restore_windows(resident.slot, checkpoint.windows)
             or not self._memory.remove(resident.slot, checkpoint.length)
         ):
             self._empty(resident)
             return
         sequence.cached = checkpoint.length
-
-    def set_checkpoint(self, resident: Resident) -> None:
-        """Remember this place, where an answer begins: a retried or edited turn comes back to it.
-
-        Only models with sliding windows need it: llama.cpp cuts everything else anywhere.
-        """
-        if self._sliding_window:
-            windows = self._memory.save_windows(resident.slot)
-            resident.checkpoint = Checkpoint(resident.sequence.cached, windows)
+        resident.saved = min(resident.saved, sequence.cached)
 
     def has_prefix(self, tokens: tuple[int, ...]) -> bool:
         """True when the KV state of these first tokens is kept."""
@@ -186,10 +179,10 @@ class SlotTable:
     def save_prefix(self, resident: Resident, tokens: tuple[int, ...]) -> None:
         """Keep the KV state of `tokens`, which are just what the slot holds, for other sessions."""
         self._prefixes[tokens] = self._memory.save(resident.slot)
-        if len(self._prefixes) > _KEPT_PREFIXES:
+        while sum(map(len, self._prefixes.values())) > _PREFIX_BYTES:
             self._prefixes.popitem(last=False)
 
-    def save_one_idle(self) -> bool:
+    def save_one_idle(self, *, wait: bool = False) -> bool:
         """Save the state of a session that is idle and has changed; False when nothing is left to save.
 
         The session keeps its slot; its state outlives this process.
@@ -197,10 +190,9 @@ class SlotTable:
         for resident in self._residents.values():
             if resident.busy or resident.saved == resident.sequence.cached:
                 continue
-            if not self._states.accepts(self._memory.state_bytes(resident.slot)):
-                return False
-            saved = SavedState(resident.sequence.record(), self._memory.save(resident.slot))
-            self._states.put(resident.session, saved, keep=False)
+            if not self._states.accepts(self._memory.state_bytes(resident.slot), wait=wait):
+                continue
+            self._states.put(resident.session, self._saved(resident), keep=False)
             resident.saved = resident.sequence.cached
             return True
         return False
@@ -215,15 +207,17 @@ class SlotTable:
 
     def page_out(self, resident: Resident) -> None:
         """Save a session's state and free its slot."""
-        if resident.sequence.cached:
-            saved = SavedState(resident.sequence.record(), self._memory.save(resident.slot))
-            self._states.put(resident.session, saved, keep=True)
+        if resident.sequence.cached and not resident.forgotten:
+            is_saved = resident.saved == resident.sequence.cached
+            self._states.put(resident.session, self._saved(resident), keep=True, is_saved=is_saved)
         self._give_back(resident)
 
     def forget(self, session: str) -> None:
         """Remove every trace of an idle session; what a generation still holds goes when that ends."""
         resident = self._residents.get(session)
-        if resident is not None and not resident.busy:
+        if resident is not None and resident.busy:
+            resident.forgotten = True
+        elif resident is not None:
             self._give_back(resident)
         self._states.forget(session)
 
@@ -240,6 +234,23 @@ class SlotTable:
             other = self._lift(going)
             self._put_down(going, source, other)
         self._put_down(coming, target, state)
+
+    def _saved(self, resident: Resident) -> SavedState:
+        state = self._memory.save(resident.slot)
+        return SavedState(resident.sequence.record(), state, resident.checkpoint)
+
+    def _set_checkpoint(self, resident: Resident) -> None:
+        """Remember where the turn begins: one that is retried or edited comes back to it.
+
+        Only models with sliding windows need it: llama.cpp cuts everything else anywhere.
+        """
+        length = resident.sequence.cached
+        if (
+            self._sliding_window
+            and length
+            and (resident.checkpoint is None or resident.checkpoint.length != length)
+        ):
+            resident.checkpoint = Checkpoint(length, self._memory.save_windows(resident.slot))
 
     def _in_slot(self, slot: int) -> Resident | None:
         return next((resident for resident in self._residents.values() if resident.slot == slot), None)
@@ -297,4 +308,5 @@ class SlotTable:
     def _empty(self, resident: Resident) -> None:
         self._memory.remove(resident.slot, 0)
         resident.sequence.cached = 0
+        resident.saved = 0
         resident.checkpoint = None

@@ -6,6 +6,7 @@ is noticed and dropped. Nothing is synced to the disk, since all of it can be co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -18,23 +19,40 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ash.slices.worker.sequence import SequenceRecord
+from ash.slices.worker.sequence import SequenceRecord, TokenSequence
 
-MAGIC: Final = b"ASHKV\x00\x01\n"
+MAGIC: Final = b"ASHKV\x00\x02\n"
 SUFFIX: Final = ".kv"
 _LENGTH_BYTES: Final = 4
 
 
+class Checkpoint(Struct, frozen=True):
+    """The sliding windows of a sequence when it had `length` tokens in the cache."""
+
+    length: int
+    windows: bytearray
+
+
 class SavedState(Struct, frozen=True):
-    """The tokens of a session and the KV state of those that were computed."""
+    """The tokens of a session and the KV state of those that were computed.
+
+    The checkpoint is not written to the disk: it takes nearly as much as the state, and only turns that are
+    edited or retried come back to it.
+    """
 
     sequence: SequenceRecord
     state: bytearray
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of KV state."""
+        return len(self.state) + (len(self.checkpoint.windows) if self.checkpoint is not None else 0)
 
 
 class _Header(Struct, frozen=True, array_like=True):
     session: str
-    sequence: SequenceRecord
+    sequence: bytes
     state_bytes: int
     crc32: int
 
@@ -79,7 +97,9 @@ class StateFolder:
     def write(self, session: str, saved: SavedState) -> Path | None:
         """Write a file that `publish` makes the session's own; None when the disk refuses it."""
         state = saved.state
-        header = msgspec.msgpack.encode(_Header(session, saved.sequence, len(state), zlib.crc32(state)))
+        sequence = msgspec.msgpack.encode(saved.sequence)
+        crc32 = zlib.crc32(state, zlib.crc32(sequence))
+        header = msgspec.msgpack.encode(_Header(session, sequence, len(state), crc32))
         temporary: Path | None = None
         try:
             with tempfile.NamedTemporaryFile(dir=self._path, suffix=".tmp", delete=False) as file:
@@ -102,6 +122,7 @@ class StateFolder:
             written.replace(self._path / name)
         except OSError as error:
             self._complain(f"KV state cannot be put into {self._path}: {error.strerror}")
+            self.discard(written)
             return
         self._forget(name)
         self._sizes[name] = size
@@ -112,7 +133,10 @@ class StateFolder:
 
     def discard(self, written: Path) -> None:
         """Remove a written file that is not wanted any more."""
-        written.unlink(missing_ok=True)
+        try:
+            written.unlink(missing_ok=True)
+        except OSError as error:
+            self._complain(f"KV state {written} cannot be removed: {error.strerror}")
 
     def read(self, session: str) -> SavedState | None:
         """The state of `session`; None when there is none or its file is damaged, which removes it."""
@@ -121,13 +145,18 @@ class StateFolder:
             return None
         try:
             saved = _read(self._path / name, session)
-            os.utime(self._path / name)
+            with contextlib.suppress(OSError):
+                os.utime(self._path / name)  # a read-only disk can still be read
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             self._complain(f"KV state {name} in {self._path} is of no use and is dropped: {error}")
             self._unlink(name)
             return None
         self._sizes.move_to_end(name)
         return saved
+
+    def holds(self, session: str) -> bool:
+        """True when `session` has a file."""
+        return file_name(session) in self._sizes
 
     def remove(self, session: str) -> None:
         """Remove the file of `session`, if there is one."""
@@ -136,7 +165,10 @@ class StateFolder:
             self._unlink(name)
 
     def _unlink(self, name: str) -> None:
-        (self._path / name).unlink(missing_ok=True)
+        try:
+            (self._path / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._complain(f"KV state {name} cannot be removed from {self._path}: {error.strerror}")
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -162,6 +194,8 @@ def _read(path: Path, session: str) -> SavedState:
             raise ValueError("it was cut off, or belongs to another session")
         state = bytearray(header.state_bytes)
         file.readinto(state)
-    if zlib.crc32(state) != header.crc32:
+    if zlib.crc32(state, zlib.crc32(header.sequence)) != header.crc32:
         raise ValueError("its checksum does not match")
-    return SavedState(header.sequence, state)
+    sequence = msgspec.msgpack.decode(header.sequence, type=SequenceRecord)
+    TokenSequence.of(sequence)  # raises ValueError here, where it costs the file only
+    return SavedState(sequence, state)

@@ -14,6 +14,9 @@ from typing import Final
 
 from ash.slices.worker.state_files import SavedState, StateFolder
 
+_PATIENCE_S: Final = 2.0
+"""How long saving waits for the disk when the process ends."""
+
 _UNWRITTEN_BYTES: Final = 64 * 1024 * 1024
 """How much may wait for the disk before saving ahead of need pauses."""
 
@@ -34,6 +37,7 @@ class StateStore:
         self._folder = folder
         self._on_written = on_written
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._ram: OrderedDict[str, SavedState] = OrderedDict()
         self._ram_bytes = 0
         self._unwritten: dict[str, SavedState] = {}
@@ -44,19 +48,17 @@ class StateStore:
             self._writer = threading.Thread(target=self._write, name="kv states", daemon=True)
             self._writer.start()
 
+    # Read without the lock, which is held while a file is read: a slow disk must not delay a sign of life.
+
     @property
     def ram_sessions(self) -> int:
-        """Sessions whose state is in RAM, those waiting for the disk included."""
-        with self._lock:
-            return len(self._ram.keys() | self._unwritten.keys())
+        """Sessions whose state is kept in RAM."""
+        return len(self._ram)
 
     @property
     def ram_bytes(self) -> int:
         """Bytes of these states."""
-        with self._lock:
-            return self._ram_bytes + sum(
-                len(saved.state) for session, saved in self._unwritten.items() if session not in self._ram
-            )
+        return self._ram_bytes
 
     @property
     def unwritten_sessions(self) -> int:
@@ -73,16 +75,28 @@ class StateStore:
         """Bytes of the files."""
         return self._folder.total_bytes if self._folder is not None else 0
 
-    def accepts(self, size: int) -> bool:
-        """True when a state of `size` bytes can be saved ahead of need: there is a disk and it keeps up."""
-        return self._folder is not None and self._unwritten_bytes + size <= _UNWRITTEN_BYTES
+    def accepts(self, size: int, *, wait: bool = False) -> bool:
+        """True when a state of `size` bytes can be saved ahead of need: there is a disk and it keeps up.
 
-    def put(self, session: str, saved: SavedState, *, keep: bool) -> None:
+        One state of any size may wait. `wait` for the disk until there is room.
+        """
+        if self._folder is None:
+            return False
+        with self._room:
+            if wait:
+                self._room.wait_for(lambda: self._has_room(size), timeout=_PATIENCE_S)
+            return self._has_room(size)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._unwritten or self._unwritten_bytes + size <= _UNWRITTEN_BYTES
+
+    def put(self, session: str, saved: SavedState, *, keep: bool, is_saved: bool = False) -> None:
         """Save a state; `keep` it in RAM too, for a session that has no slot any more.
 
-        What fits neither RAM nor the queue to the disk is dropped: it is computed again.
+        One that `is_saved` was put before and has not changed: it is not written again. What fits neither RAM
+        nor the queue to the disk is dropped: it is computed again.
         """
-        size = len(saved.state)
+        size = saved.size
         with self._lock:
             self._forget_ram(session)
             if keep and size <= self._ram_limit:
@@ -90,12 +104,18 @@ class StateStore:
                 self._ram_bytes += size
                 while self._ram_bytes > self._ram_limit:
                     _, oldest = self._ram.popitem(last=False)
-                    self._ram_bytes -= len(oldest.state)
-            if self._folder is not None and (keep or self.accepts(size)):
-                self._drop_unwritten(session)
+                    self._ram_bytes -= oldest.size
+            if self._folder is None or (is_saved and self._is_on_its_way(session)):
+                return
+            self._drop_unwritten(session)
+            if self._has_room(size):
                 self._unwritten[session] = saved
                 self._unwritten_bytes += size
                 self._jobs.put(session)
+
+    def _is_on_its_way(self, session: str) -> bool:
+        assert self._folder is not None
+        return session in self._unwritten or self._folder.holds(session)
 
     def take(self, session: str) -> SavedState | None:
         """The latest state of `session`, wherever it is; RAM gives it up. None if there is none."""
@@ -123,12 +143,13 @@ class StateStore:
     def _forget_ram(self, session: str) -> None:
         saved = self._ram.pop(session, None)
         if saved is not None:
-            self._ram_bytes -= len(saved.state)
+            self._ram_bytes -= saved.size
 
     def _drop_unwritten(self, session: str) -> None:
         saved = self._unwritten.pop(session, None)
         if saved is not None:
-            self._unwritten_bytes -= len(saved.state)
+            self._unwritten_bytes -= saved.size
+            self._room.notify_all()
 
     def _write(self) -> None:
         assert self._folder is not None

@@ -29,16 +29,21 @@ def tokenised(vocabulary: Vocabulary, text: bytes) -> TokenisedText:
     return TokenisedText.joined(parts, separator)
 
 
-def without_controls(vocabulary: Vocabulary, text: str) -> str:
+def without_controls(vocabulary: Vocabulary, text: str, *, most_tokens: int) -> str:
     """`text` with a BREAK inside everything that spells a control token: only templates may write those.
 
-    A message with `<|im_end|>` in it would otherwise end its own turn and speak as somebody else.
+    A message with `<|im_end|>` in it would otherwise end its own turn and speak as somebody else. Text of
+    more than `most_tokens` tokens, which cannot be part of a prompt, is returned as it is: looking through
+    all of it would take seconds.
     """
     text = text.replace(BREAK, "\N{REPLACEMENT CHARACTER}")
     while True:
+        tokens = tokenised(vocabulary, encoded(text)).tokens
+        if len(tokens) > most_tokens:
+            return text
         spelt = {
             vocabulary.piece(token).decode("utf-8", "replace")
-            for token in tokenised(vocabulary, encoded(text)).tokens
+            for token in tokens
             if vocabulary.is_control(token)
         }
         broken = text
