@@ -58,12 +58,13 @@ class SliceSpec(Struct, frozen=True, forbid_unknown_fields=True):
         fallback: the slice that answers when this one keeps failing.
         context: tokens per session (history and answer).
         slots: sessions whose KV cache is resident at the same time.
-        threads: decoding threads; 0 takes one per usable core, fewer while other processes use them.
+        threads: decoding threads; 0 takes one per usable core.
         batch: the most tokens in one decode call (n_batch).
-        stall_ms: how long a step may keep the answers that are streaming waiting while prompts come in;
-            prompts then take as many tokens of a step as the measured prefill rate allows.
+        stall_ms: how long answers that stream may wait for their next token while prompts come in. Prompts
+            that can be finished within it are; longer ones are computed beside the others, in steps half as
+            long.
         kv_type: element type of the KV cache.
-        flash_attention: `off` is faster on CPUs that were measured (docs/decisions/).
+        flash_attention: `auto` uses it where the back end can (docs/decisions/).
         kv_unified: one KV buffer for all sessions instead of one each.
         gpu_layers: layers offloaded to a GPU.
         mmap: map the file instead of reading it.
@@ -89,9 +90,9 @@ class SliceSpec(Struct, frozen=True, forbid_unknown_fields=True):
     slots: int = 8
     threads: int = 0
     batch: int = 512
-    stall_ms: int = 250
+    stall_ms: int = 500
     kv_type: Literal["f16", "q8_0"] = "f16"
-    flash_attention: Literal["auto", "on", "off"] = "off"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_unified: bool = False
     gpu_layers: int = 0
     mmap: bool = True

@@ -26,6 +26,7 @@ from ash.slices.worker.messages import (
     Update,
 )
 from ash.slices.worker.pace import Pace
+from ash.slices.worker.schedule import Allowance
 from ash.slices.worker.sequence import SequenceRecord, TokenSequence
 from ash.slices.worker.slots import SlotTable
 from ash.slices.worker.state_files import SavedState
@@ -165,8 +166,8 @@ class FixedPace(Pace):
         super().__init__(stall_s=1.0, batch=batch)
         self.chunk = chunk
 
-    def prompt_tokens(self, *, decoding: int) -> int:
-        return self.chunk if decoding else super().prompt_tokens(decoding=0)
+    def allowance(self, *, waited_s: float) -> Allowance:
+        return Allowance(alone=0, beside=self.chunk)
 
 
 class Bench:

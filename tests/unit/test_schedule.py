@@ -3,7 +3,15 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ash.slices.worker.schedule import AGEING_TOKENS, Decoding, Prefill, plan_step
+from ash.slices.worker.schedule import (
+    AGEING_TOKENS,
+    STEP_TOKENS,
+    Allowance,
+    Decoding,
+    Prefill,
+    StepPlan,
+    plan_step,
+)
 
 decoding_lists = st.lists(st.integers(0, 50), max_size=20).map(
     lambda waits: [Decoding(key, waited) for key, waited in enumerate(waits)]
@@ -16,39 +24,65 @@ prefill_lists = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 300)), m
 
 
 @settings(deadline=None)  # a slow machine is no fault
-@given(decoding_lists, prefill_lists, st.integers(2, 600), st.integers(1, 128))
+@given(decoding_lists, prefill_lists, st.integers(2, 600), st.integers(0, 200), st.integers(0, 128))
 def test_a_step_keeps_its_limits_and_wastes_nothing(
-    decoding: list[Decoding], prefills: list[Prefill], batch: int, chunk: int
+    decoding: list[Decoding], prefills: list[Prefill], batch: int, alone: int, beside: int
 ) -> None:
-    plan = plan_step(decoding, prefills, batch=batch, prefill_chunk=chunk)
+    plan = plan_step(decoding, prefills, batch=batch, allowance=Allowance(alone, beside))
     remaining = {prompt.key: prompt.remaining for prompt in prefills}
     assert plan.tokens <= batch
     assert len(set(plan.decode)) == len(plan.decode)
     assert len({key for key, _ in plan.prefill}) == len(plan.prefill)
     assert all(1 <= tokens <= remaining[key] for key, tokens in plan.prefill)
     prompt_tokens = sum(tokens for _, tokens in plan.prefill)
-    if decoding:
-        assert prompt_tokens <= chunk
-    # Everyone decodes as long as the batch has the room; the rest of it goes to prompts.
-    assert len(plan.decode) == min(len(decoding), batch - 1 if prefills else batch)
-    room = batch - len(plan.decode)
-    assert prompt_tokens == min(room, chunk if decoding else room, sum(remaining.values()))
     assert bool(plan.tokens) == bool(decoding or prefills)
+    if not decoding:
+        assert not prefills or prompt_tokens >= min(STEP_TOKENS, batch, max(remaining.values()))
+    elif plan.decode:
+        # Everyone decodes as long as the batch has the room; prompts fill what is left and allowed.
+        assert len(plan.decode) == min(len(decoding), batch - 1 if prefills else batch)
+        room = batch - len(plan.decode)
+        assert prompt_tokens == min(room, beside, sum(remaining.values()))
+    else:
+        # They wait only for prompts that are finished by this step.
+        assert prompt_tokens <= alone
+        assert all(tokens == remaining[key] for key, tokens in plan.prefill)
+
+
+def test_short_prompts_are_answered_one_after_the_other_before_the_next_token_is_due() -> None:
+    prefills = [Prefill(key, remaining=30, arrival=key) for key in range(3)]
+    plan = plan_step([Decoding(9)], prefills, batch=512, allowance=Allowance(alone=90, beside=64))
+    assert plan == StepPlan((), ((0, 30),))
+    plan = plan_step([Decoding(9)], prefills[1:], batch=512, allowance=Allowance(alone=29, beside=0))
+    assert plan == StepPlan((9,), ())
+
+
+def test_a_long_prompt_is_computed_beside_the_others() -> None:
+    prefills = [Prefill(1, remaining=500, arrival=0)]
+    plan = plan_step([Decoding(0)], prefills, batch=512, allowance=Allowance(alone=150, beside=64))
+    assert plan == StepPlan((0,), ((1, 64),))
+
+
+def test_tiny_prompts_share_a_step() -> None:
+    prefills = [Prefill(key, remaining=10, arrival=key) for key in range(5)]
+    plan = plan_step([], prefills, batch=512, allowance=Allowance(0, 0))
+    assert plan.prefill == ((0, 10), (1, 10), (2, 10))
 
 
 def test_the_shortest_prompt_goes_first() -> None:
     prefills = [Prefill(1, remaining=500, arrival=0), Prefill(2, remaining=20, arrival=1)]
-    plan = plan_step([Decoding(0)], prefills, batch=512, prefill_chunk=64)
+    plan = plan_step([Decoding(0)], prefills, batch=512, allowance=Allowance(alone=0, beside=64))
     assert plan.prefill == ((2, 20), (1, 44))
 
 
 def test_of_equal_prompts_the_first_goes_first() -> None:
     prefills = [Prefill(1, remaining=100, arrival=5), Prefill(2, remaining=100, arrival=4)]
-    assert plan_step([Decoding(0)], prefills, batch=512, prefill_chunk=64).prefill == ((2, 64),)
+    plan = plan_step([Decoding(0)], prefills, batch=512, allowance=Allowance(alone=0, beside=64))
+    assert plan.prefill == ((2, 64),)
 
 
 def test_a_sequence_that_waited_goes_first() -> None:
-    plan = plan_step([Decoding(0, 0), Decoding(1, 3), Decoding(2, 1)], [], batch=2, prefill_chunk=8)
+    plan = plan_step([Decoding(0, 0), Decoding(1, 3), Decoding(2, 1)], [], batch=2, allowance=Allowance(8, 8))
     assert plan.decode == (1, 2)
 
 
@@ -69,9 +103,13 @@ def test_no_prompt_starves_under_a_stream_of_shorter_ones(
         remaining[rivals], arrived[rivals] = min(short, chunk), step
         prefills = [Prefill(key, left, key, step - arrived[key]) for key, left in remaining.items()]
         plan = plan_step(
-            [Decoding(-1 - number) for number in range(decoding)], prefills, batch=batch, prefill_chunk=chunk
+            [Decoding(-1 - number) for number in range(decoding)],
+            prefills,
+            batch=batch,
+            allowance=Allowance(0, chunk),
         )
-        assert len(plan.decode) == decoding
+        if decoding:
+            assert len(plan.decode) == decoding
         for key, tokens in plan.prefill:
             remaining[key] -= tokens
             if not remaining[key]:
@@ -89,7 +127,10 @@ def test_every_sequence_is_served_in_turn(sequences: int, batch: int, prompt_wai
     for step in range(1, 60):
         prompts = [Prefill(99, 10_000, 0, step)] if prompt_waits else []
         plan = plan_step(
-            [Decoding(key, step - at) for key, at in served_at.items()], prompts, batch=batch, prefill_chunk=4
+            [Decoding(key, step - at) for key, at in served_at.items()],
+            prompts,
+            batch=batch,
+            allowance=Allowance(0, 4),
         )
         assert bool(plan.prefill) == prompt_waits
         for key in plan.decode:

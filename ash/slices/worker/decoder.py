@@ -86,6 +86,8 @@ class Decoder:
         self._arrivals = 0
         self._steps = 0
         self._step_began: float | None = None
+        # When those that stream got their last tokens.
+        self._decoded_at = 0.0
         self._busy_s = 0.0
         self._prefilled_tokens = 0
         self._decoded_tokens = 0
@@ -265,8 +267,11 @@ class Decoder:
                     )
                 )
         self._gather(decoding)
-        chunk = self._pace.prompt_tokens(decoding=len(decoding))
-        plan = plan_step(decoding, prefills, batch=self._batch, prefill_chunk=chunk)
+        now = time.monotonic()
+        if not decoding:
+            self._decoded_at = now
+        allowance = self._pace.allowance(waited_s=now - self._decoded_at)
+        plan = plan_step(decoding, prefills, batch=self._batch, allowance=allowance)
         served = [(self._active[key], 1) for key in plan.decode]
         served += [(self._active[key], tokens) for key, tokens in plan.prefill]
         served.sort(key=lambda entry: entry[0].held.slot)
@@ -281,12 +286,16 @@ class Decoder:
 
     def _step(self, served: Sequence[_Served]) -> None:
         began = self._step_began = time.monotonic()
+        prompts = sum(not generation.is_decoding for generation, _ in served)
         prefilled = sum(len(entry.tokens) for generation, entry in served if not generation.is_decoding)
         code = self._inference.decode([entry for _, entry in served])
         if code == 0:
+            decoding = len(served) - prompts
             self._advance_all(served)
-            decoding = sum(generation.first_token_at is not None for generation, _ in served)
-            self._pace.observe(decoding=decoding, prefilled=prefilled, seconds=time.monotonic() - began)
+            now = time.monotonic()
+            self._pace.observe(decoding=decoding, prefilled=prefilled, seconds=now - began)
+            if decoding:
+                self._decoded_at = now
         else:
             for generation, _ in served:
                 self._slots.cut(generation.held)
