@@ -24,10 +24,10 @@ import ruptures
 from river import drift
 from scipy import stats
 
-from ash.app import opened_instrument
 from ash.cli.modes import observed_streams
 from ash.config import Settings, load
 from ash.domain.values import MODES, ModeEstimate
+from ash.instruments import opened_instrument
 from ash.modes.cusum import Cusum
 from ash.modes.filter import ModeFilter
 from ash.modes.labelled import LabelledText, Stream, Turn, read_streams, read_texts

@@ -39,7 +39,7 @@ from benchmarks.harness.llama_cpp_peers import (
     llama_server,
 )
 from benchmarks.harness.memory import proportional_bytes
-from benchmarks.harness.peer_report import ASH, DEFAULT, FOUR_SLOTS, LIMIT, TUNED, Report
+from benchmarks.harness.peer_report import ALL_SLOTS, ASH, DEFAULT, LIMIT, TUNED, Report
 from benchmarks.harness.rounds import Round, converse
 from benchmarks.harness.server import ROOT, AshServer
 
@@ -95,9 +95,9 @@ def peers(programs: PeerPrograms, workload: Workload, folder: Path) -> list[Syst
     """The servers that Ash is measured against."""
     slots = workload.sessions
     return [
-        llama_server(DEFAULT, programs, workload, folder, slots=slots, options=()),
+        llama_server(DEFAULT, programs, workload, folder, slots=None, options=()),
+        llama_server(ALL_SLOTS, programs, workload, folder, slots=slots, options=()),
         llama_server(TUNED, programs, workload, folder, slots=slots, options=TUNED_OPTIONS),
-        llama_server(FOUR_SLOTS, programs, workload, folder, slots=None, options=()),
         llama_cpp_python(programs, workload, folder),
     ]
 
@@ -257,7 +257,7 @@ async def run(arguments: argparse.Namespace) -> Report:
 
 
 def main() -> None:
-    names = (ASH, DEFAULT, TUNED, FOUR_SLOTS, "llama-cpp-python", LIMIT)
+    names = (ASH, DEFAULT, TUNED, ALL_SLOTS, "llama-cpp-python", LIMIT)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repetitions", type=int, default=3)

@@ -14,11 +14,11 @@ import typer
 from msgspec import Struct
 from rich.table import Table
 
-from ash.app import mode_cusum, mode_filter, opened_instrument
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import ModesSettings, Settings, load
 from ash.domain.errors import ConfigError
 from ash.domain.values import ModeEstimate
+from ash.instruments import mode_cusum, mode_filter, opened_instrument
 from ash.modes.evaluation import TextReport, judge_texts
 from ash.modes.filter import ModeFilter
 from ash.modes.labelled import LabelledText, Stream, read_streams, read_texts

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from ash import logs
-from ash.app import opened_reference, opened_router, router_examples, slice_specs
+from ash.app import slice_specs
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import Settings, load
 from ash.domain.errors import ConfigError
@@ -23,6 +23,7 @@ from ash.domain.ports import Encoder
 from ash.domain.values import Route, Situation, SliceFacts
 from ash.heads.cache import HeadCache
 from ash.heads.head import Head
+from ash.instruments import opened_reference, opened_router, router_examples
 from ash.routing.anchors import Anchors, load_anchors
 from ash.routing.baselines import (
     encoder_baseline,

@@ -17,17 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ash import __version__, logs
-from ash.app import (
-    DATABASE,
-    mode_filter,
-    models_folder,
-    opened_reference,
-    prepare_data_folder,
-    prepared_encoder,
-    running,
-    slice_specs,
-    wall_clock,
-)
+from ash.app import DATABASE, models_folder, prepare_data_folder, running, slice_specs, wall_clock
 from ash.cli.client import Client, local_token
 from ash.cli.options import DEFAULT_CONFIG, Config, out
 from ash.config import (
@@ -41,6 +31,7 @@ from ash.config import (
 )
 from ash.domain.errors import AshError, StudyError
 from ash.domain.events import Record
+from ash.instruments import mode_filter, opened_reference, prepared_encoder
 from ash.session.modes import ModeTracker
 from ash.slices.catalog import check
 from ash.store.queries import SqliteReader

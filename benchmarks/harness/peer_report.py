@@ -13,7 +13,9 @@ from benchmarks.harness.table import markdown, number
 ASH = "Ash"
 DEFAULT = "llama-server"
 TUNED = "llama-server tuned"
-FOUR_SLOTS = "llama-server 4 slots"
+ALL_SLOTS = "llama-server -np N"
+"""As many slots as sessions, everything else at its defaults, which are four slots."""
+
 LIMIT = "llama-batched-bench"
 
 Throughput = Callable[[Round], float | None]
@@ -40,12 +42,16 @@ GOALS = (
     Goal("decode, window", 16, ASH, LIMIT, 0.95, True, "window"),
     Goal("decode, steady", 16, ASH, LIMIT, 0.95, True, "steady"),
     Goal("decode, window", 16, ASH, DEFAULT, 1.15, True, "window"),
+    Goal("decode, window", 16, ASH, ALL_SLOTS, 1.15, True, "window"),
     Goal("decode, window", 16, ASH, TUNED, 1.0, True, "window"),
+    Goal("tokens with prefill", 16, ASH, DEFAULT, 1.15, True, "wall"),
+    Goal("tokens with prefill", 16, ASH, ALL_SLOTS, 1.15, True, "wall"),
+    Goal("tokens with prefill", 16, ASH, TUNED, 1.0, True, "wall"),
     Goal("first token p50", 16, ASH, DEFAULT, 0.5, False, "first token", 3),
+    Goal("first token p50", 16, ASH, ALL_SLOTS, 0.5, False, "first token", 3),
     Goal("first token p50", 16, ASH, TUNED, 0.8, False, "first token", 3),
-    Goal("first token p50", 16, ASH, FOUR_SLOTS, 0.5, False, "first token", 3),
     Goal("decode, window", 1, ASH, DEFAULT, 0.95, True, "window"),
-    Goal("decode, window", 1, ASH, FOUR_SLOTS, 0.95, True, "window"),
+    Goal("decode, window", 1, ASH, TUNED, 0.95, True, "window"),
 )
 
 
@@ -199,6 +205,9 @@ def _measured(measure: str, results: Sequence[Round]) -> float | None:
     match measure:
         case "window":
             seconds = sum(result.window_s for result in results)
+            return sum(result.tokens for result in results) / seconds if seconds else None
+        case "wall":
+            seconds = sum(result.wall_s for result in results)
             return sum(result.tokens for result in results) / seconds if seconds else None
         case "steady":
             seconds = sum(result.steady_s for result in results)

@@ -32,7 +32,7 @@ def test_a_chain_of_fallbacks_is_fine() -> None:
         ([changed(A, slots=0)], r"slices\.a\.slots = 0"),
         ([changed(A, batch=8, slots=8)], "larger than slots"),
         ([changed(A, context=8)], r"slices\.a\.context = 8"),
-        ([changed(A, kv_type="q8_0")], "needs flash_attention"),
+        ([changed(A, kv_type="q8_0", flash_attention="off")], "needs flash_attention"),
     ],
 )
 def test_what_does_not_go_together(specs: list[SliceSpec], reason: str) -> None:
