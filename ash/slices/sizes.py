@@ -22,6 +22,7 @@ from ash.domain.errors import ModelFileError
 from ash.slices.gguf import GgufHeader, read_header
 from ash.slices.models import expected_sha256, locate_model, prepare_model
 from ash.slices.spec import SliceSpec
+from ash.slices.worker.mapped_file import LAZY_TENSORS
 
 _KV_ELEMENT_BYTES: Final = {"f16": 2.0, "q8_0": 34 / 32}
 _CONTEXT_PADDING: Final = 256
@@ -146,7 +147,12 @@ def estimate_bytes(spec: SliceSpec, header: GgufHeader, file_bytes: int) -> int:
 
 
 def weight_bytes(spec: SliceSpec, header: GgufHeader, file_bytes: int) -> int:
-    """The file, and beside a mapped one the copies of the weights that are repacked."""
+    """The file, and beside a mapped one the copies of the weights that are repacked.
+
+    Of tensors that are read row by row next to nothing is in memory.
+    """
+    if spec.lazy == "on":
+        file_bytes -= sum(tensor.size for tensor in header.tensors if tensor.name in LAZY_TENSORS)
     if not (spec.mmap and spec.repack):
         return file_bytes
     copies = sum(

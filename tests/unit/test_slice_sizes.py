@@ -40,6 +40,15 @@ def attention(layer: int, rows: int) -> list[tuple[str, tuple[int, ...], str, in
     return [(f"blk.{layer}.attn_{name}.weight", (64, rows), "F16", 0) for name in "kv"]
 
 
+def test_what_is_read_row_by_row_takes_no_room() -> None:
+    file = header("gemma4", [("per_layer_token_embd.weight", (256, 1000), "Q6_K", 1900)])
+    unmapped = msgspec.structs.replace(SPEC, mmap=False)
+    assert weight_bytes(unmapped, file, 3000) == 3000
+    assert weight_bytes(msgspec.structs.replace(unmapped, lazy="on"), file, 3000) == 1100
+    # llama.cpp decides with `auto`, so the estimate stays on the safe side.
+    assert weight_bytes(msgspec.structs.replace(unmapped, lazy="auto"), file, 3000) == 3000
+
+
 def test_the_cache_is_rows_times_tokens_times_slots() -> None:
     plain = header("llama", [*attention(0, 32), *attention(1, 32)])
     assert kv_bytes(SPEC, plain) == 2 * (32 + 32) * 1024 * 2 * 2
