@@ -64,8 +64,9 @@ class GenerateRequest(Struct, frozen=True):
     """What a run asks of an engine.
 
     `messages` is the whole prompt in order, the persona first as `system`; it must end with a user
-    message. `sampling` None takes the slice's own defaults. `session_id` lets the engine reuse the KV
-    cache of the session's earlier turns.
+    message. Neighbours may have the same role: engines join those that they do not leave out. `sampling` None
+    takes the slice's own defaults. `session_id` lets the engine reuse the KV cache of the session's earlier
+    turns.
     `continuation` is assistant text that was already streamed (a run retried after a crash): the engine
     goes on behind it and does not yield it again. `format` constrains the answer, the continuation included.
     """

@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from ash.domain.errors import SliceUnavailable
-from ash.domain.values import Situation, SliceFacts
+from ash.domain.values import Situation, SliceFacts, SliceRates
 from ash.routing.anchors import INTENT_TIERS, Tier
 
 
@@ -48,11 +49,9 @@ class PolicyValues(Struct, frozen=True):
             raise ValueError(f"down_per_second is {self.down_per_second}; it must not be negative")
 
 
-class Rates(Struct, frozen=True):
-    """Measured speeds of a slice: seconds to load it, prompt tokens per second of prefill."""
-
-    load_s: float = 2.0
-    prefill_tokens_per_s: float = 150.0
+EXPECTED_LOAD_S: Final = 2.0
+EXPECTED_PREFILL_TOKENS_S: Final = 150.0
+"""Of a slice that was not measured yet: between the two bundled ones on two cores."""
 
 
 def slices_for_input(situation: Situation) -> tuple[SliceFacts, ...]:
@@ -149,9 +148,16 @@ def of_tier(tier: Tier, usable: Sequence[SliceFacts], current: str | None) -> Sl
     return min(candidates, key=lambda facts: (facts.name != current, not facts.resident))
 
 
-def switch_price(target: SliceFacts, history_tokens: int, rates: Rates) -> float:
-    """Seconds before `target` can answer: loading unless it is resident, and prefill of the history."""
-    return (0.0 if target.resident else rates.load_s) + history_tokens / rates.prefill_tokens_per_s
+def switch_price(target: SliceFacts, history_tokens: int) -> float:
+    """Seconds before `target` can answer: loading unless it is resident, and prefill of the history.
+
+    By its measured rates, where there are any. The history counts as a whole, although the slice may hold the
+    beginning of it from earlier turns: the price is the most that a switch can cost.
+    """
+    rates = target.rates or SliceRates()
+    load_s = EXPECTED_LOAD_S if rates.load_s is None else rates.load_s
+    prefill = rates.prefill_tokens_s or EXPECTED_PREFILL_TOKENS_S
+    return (0.0 if target.resident else load_s) + history_tokens / prefill
 
 
 def needed_confidence(current: SliceFacts, target: SliceFacts, price_s: float, values: PolicyValues) -> float:

@@ -14,7 +14,7 @@ from ash.routing import policy
 from ash.routing.anchors import INTENT_TIERS, INTENTS
 from ash.routing.augmentation import Examples
 from ash.routing.features import WORD_DIMENSIONS, WORD_SCALE, features
-from ash.routing.policy import PolicyValues, Rates
+from ash.routing.policy import PolicyValues
 
 UNKNOWN_INTENT = "unknown"
 """The intent of an input that could not be judged: it has no text, or the encoder is down."""
@@ -54,7 +54,6 @@ class Router:
         head: Head,
         table: Mapping[str, str] = MappingProxyType({}),
         values: PolicyValues | None = None,
-        rates: Mapping[str, Rates] = MappingProxyType({}),
     ) -> None:
         """Take a fitted head and the policy.
 
@@ -62,7 +61,6 @@ class Router:
             head: from `fit_router`; its labels must be INTENTS.
             table: intent -> slice name, where the tier alone shall not decide.
             values: thresholds.
-            rates: measured speeds by slice name; a slice without is taken to have the default ones.
 
         Raises:
             ConfigError: `table` holds an unknown intent.
@@ -78,7 +76,6 @@ class Router:
         self._head = head
         self._table = dict(table)
         self._values = values or PolicyValues()
-        self._rates = dict(rates)
 
     def probabilities(self, vector: Sequence[float] | None, text: str) -> dict[str, float]:
         """The head's opinion by intent, in the order of INTENTS; all the same where nothing can be judged.
@@ -169,8 +166,7 @@ class Router:
         return sums
 
     def _price(self, target: SliceFacts, situation: Situation) -> float:
-        rates = self._rates.get(target.name, Rates())
-        return policy.switch_price(target, situation.history_tokens, rates)
+        return policy.switch_price(target, situation.history_tokens)
 
     def _alternatives(
         self,

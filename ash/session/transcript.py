@@ -69,20 +69,13 @@ class Transcript:
         return ""
 
     def prompt(self, persona: str | None) -> tuple[ChatMessage, ...]:
-        """The prompt: the persona as system message, then user and assistant strictly alternating.
+        """The prompt: the persona as system message, then what was said, in order.
 
-        Neighbours of one role are joined by a blank line (chat templates insist on alternation), under the
-        id of the first.
+        An input that was not answered stands before the next one: the engine may leave out each of them.
         """
-        messages: list[ChatMessage] = []
-        for entry in self.entries:
-            if messages and messages[-1].role == entry.role:
-                joined = f"{messages[-1].text}\n\n{entry.text}"
-                messages[-1] = ChatMessage(entry.role, joined, messages[-1].id)
-            else:
-                messages.append(ChatMessage(entry.role, entry.text, entry.message_id))
         system = [ChatMessage("system", persona)] if persona else []
-        return (*system, *messages)
+        said = (ChatMessage(entry.role, entry.text, entry.message_id) for entry in self.entries)
+        return (*system, *said)
 
 
 def first_kept(prompt: Sequence[ChatMessage], dropped: int) -> str:

@@ -310,6 +310,14 @@ async def test_one_message_too_long(engine: Engine) -> None:
     assert 0 < caught.value.limit < CONTEXT
 
 
+async def test_a_message_that_was_refused_does_not_stand_in_the_way_of_the_next(engine: Engine) -> None:
+    unanswered = [ChatMessage("user", text) for text in ("x" * 1_000_000, "word " * 600, "Hello")]
+    items = await collect(engine.generate(ask(SYSTEM, *unanswered)))
+    assert text_of(items)
+    # An endpoint is asked again with less, and says so with another Admitted.
+    assert [item.dropped_messages for item in items if isinstance(item, Admitted)][-1] >= 2
+
+
 async def test_a_message_of_megabytes_is_refused_at_once(engine: Engine) -> None:
     with pytest.raises(PromptTooLong):
         await collect(engine.generate(ask(SYSTEM, ChatMessage("user", "x" * 3_000_000))))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ash.domain.errors import SliceUnavailable
-from ash.domain.values import Situation, SliceFacts
+from ash.domain.values import Situation, SliceFacts, SliceRates
 from ash.heads.head import Head
 from ash.routing import policy
 from ash.routing.anchors import INTENT_TIERS, INTENTS
 from ash.routing.features import WORD_DIMENSIONS
-from ash.routing.policy import PolicyValues, Rates
+from ash.routing.policy import PolicyValues
 from ash.routing.router import UNKNOWN_INTENT, Router
 
 NAMES = ("small", "large", "eye", "spare")
@@ -206,5 +206,9 @@ def test_the_table_decides_then_the_tier_then_the_current_slice(
 @given(st.integers(0, 10**6), st.floats(0.1, 100), st.floats(1, 10_000), st.booleans())
 def test_a_price_is_loading_and_prefill(tokens: int, load_s: float, rate: float, resident: bool) -> None:
     target = SliceFacts("small", "nano", 2048, vision=False, resident=resident)
-    price = policy.switch_price(target, tokens, Rates(load_s, rate))
+    measured = replace(target, rates=SliceRates(load_s=load_s, prefill_tokens_s=rate))
+    price = policy.switch_price(measured, tokens)
     assert price == pytest.approx(tokens / rate + (0 if resident else load_s))
+    expected = tokens / policy.EXPECTED_PREFILL_TOKENS_S + (0 if resident else policy.EXPECTED_LOAD_S)
+    for unmeasured in (target, replace(target, rates=SliceRates())):
+        assert policy.switch_price(unmeasured, tokens) == pytest.approx(expected)

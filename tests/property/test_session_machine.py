@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -226,11 +225,6 @@ class SessionLife(RuleBasedStateMachine):
         assert (
             self.accepted == started & self.accepted | set(self.session.queue) | self.removed & self.accepted
         )
-
-    @invariant()
-    def the_prompt_alternates(self) -> None:
-        roles = [message.role for message in self.session.transcript.prompt(None)]
-        assert all(before != after for before, after in itertools.pairwise(roles))
 
 
 TestSessionLife = SessionLife.TestCase

@@ -92,3 +92,11 @@ def test_errors_pass_through() -> None:
         builder().build(ask("x" * 300), max_tokens=10)
     with pytest.raises(TemplateError, match="no thanks"):
         builder("{{ raise_exception('no thanks') }}").build(ask("Hi"), max_tokens=10)
+
+
+def test_neighbours_of_one_role_are_joined_and_can_be_left_out_one_by_one() -> None:
+    unanswered = tuple(ChatMessage("user", text) for text in ("x" * 400, "Hi", "Bye"))
+    request = GenerateRequest("run", "session", unanswered)
+    prompt = builder(context=100).build(request, max_tokens=20)
+    assert prompt.text.text == b"\nUser: Hi\n\nBye\nBot:"
+    assert prompt.dropped_messages == 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from ash.domain.errors import ConfigError, SliceUnavailable
-from ash.domain.values import Situation, SliceFacts
+from ash.domain.values import Situation, SliceFacts, SliceRates
 from ash.encoders.fake import HashEncoder
 from ash.heads.head import Head
 from ash.routing.anchors import INTENT_TIERS, Anchors, load_anchors
 from ash.routing.augmentation import Examples
 from ash.routing.features import WORD_DIMENSIONS, WORD_SCALE, features, word_features
-from ash.routing.policy import PolicyValues, Rates
+from ash.routing.policy import PolicyValues
 from ash.routing.router import UNKNOWN_INTENT, Router, fit_router, router_key
 
 NANO = SliceFacts("small", "nano", 2048, vision=False, resident=True)
@@ -77,9 +78,8 @@ async def test_a_decision_explains_itself(encoder: HashEncoder, head: Head) -> N
     text = "Translate this into Spanish please: good morning"
     (vector,) = await encoder.encode([text])
 
-    route = Router(head, rates={"large": Rates(load_s=3, prefill_tokens_per_s=100)}).decide(
-        vector, text, situation("small", tokens=200)
-    )
+    measured = structs.replace(TURBO, rates=SliceRates(load_s=3.0, prefill_tokens_s=100.0))
+    route = Router(head).decide(vector, text, situation("small", tokens=200, slices=(NANO, measured)))
 
     assert (route.slice, route.intent, route.switched) == ("small", "translation", False)
     assert route.reason.startswith(f"translation {route.probabilities['translation']:.2f}, nano ")

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ash.domain.errors import FormatError
 from ash.domain.values import ChatMessage, OutputFormat, Sampling
+from ash.slices.conversation import alternating
 from ash.slices.remote.dialect import Dialect
 from ash.slices.remote.failure import MalformedStream
 
@@ -161,7 +162,9 @@ def request_body(
     """
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": message.role, "content": _unicode(message.text)} for message in messages],
+        "messages": [
+            {"role": message.role, "content": _unicode(message.text)} for message in alternating(messages)
+        ],
         "stream": True,
         "max_tokens": max_tokens,
         **dialect.sampling(sampling),

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from ash.domain.errors import TemplateError
 from ash.domain.values import ChatMessage, GenerateRequest
+from ash.slices.conversation import alternating
 from ash.slices.worker.fitting import MAX_TOKEN_BYTES, fit_prompt
 from ash.slices.worker.generation import Prompt
 from ash.slices.worker.inference import Vocabulary
@@ -117,7 +118,7 @@ class PromptBuilder:
         return first[: shared_length(first, second)]
 
     def _text(self, messages: Sequence[ChatMessage], continuation: str) -> bytes:
-        text = self._template.render(messages)
+        text = self._template.render(alternating(messages))
         if not text.startswith(self._bos_text):
             # Templates of some models write the token themselves; two of them harm the answer.
             text = self._bos_text + text
