@@ -44,6 +44,8 @@ GOALS = (
     Goal("decode, window", 16, ASH, DEFAULT, 1.15, True, "window"),
     Goal("decode, window", 16, ASH, ALL_SLOTS, 1.15, True, "window"),
     Goal("decode, window", 16, ASH, TUNED, 1.0, True, "window"),
+    Goal("decode, steady", 16, ASH, ALL_SLOTS, 1.15, True, "steady"),
+    Goal("decode, steady", 16, ASH, TUNED, 1.0, True, "steady"),
     Goal("tokens with prefill", 16, ASH, DEFAULT, 1.15, True, "wall"),
     Goal("tokens with prefill", 16, ASH, ALL_SLOTS, 1.15, True, "wall"),
     Goal("tokens with prefill", 16, ASH, TUNED, 1.0, True, "wall"),
