@@ -155,7 +155,7 @@ class StandIn:
         await send(response, first)
         sent: list[str] = []
         for word in answer:
-            await asyncio.sleep(STEP_S)
+            await asyncio.sleep(STEP_S)  # an answer that takes time, so that it can be cancelled in between
             await self.paused.wait()
             await send(response, piece(word))
             sent.append(word)
