@@ -37,7 +37,10 @@ def test_a_step_keeps_its_limits_and_wastes_nothing(
     prompt_tokens = sum(tokens for _, tokens in plan.prefill)
     assert bool(plan.tokens) == bool(decoding or prefills)
     if not decoding:
-        assert not prefills or prompt_tokens >= min(STEP_TOKENS, batch, max(remaining.values()))
+        # A prompt at a time, and more only as long as a step has few tokens and they fit as a whole.
+        left = [tokens for key, tokens in remaining.items() if key not in dict(plan.prefill)]
+        assert prompt_tokens >= min(STEP_TOKENS, batch) or not left or prompt_tokens + max(left) > batch
+        assert not prefills or prompt_tokens >= min(batch, *remaining.values())
     elif plan.decode:
         # Everyone decodes as long as the batch has the room; prompts fill what is left and allowed.
         assert len(plan.decode) == min(len(decoding), batch - 1 if prefills else batch)
