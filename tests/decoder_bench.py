@@ -5,7 +5,8 @@ vocabulary of single letters, so every answer can be foreseen and shows whether 
 """
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ash.domain.values import Sampling
 from ash.slices.worker.decoder import Decoder
@@ -235,6 +236,16 @@ class Bench:
     def begun(self, number: int) -> Begun:
         (begun,) = (u for u in self.updates if isinstance(u, Begun) and u.id == number)
         return begun
+
+
+@contextmanager
+def tidy_bench() -> Iterator[Bench]:
+    """A Bench that has freed every sampler and holds no generation when the block ends."""
+    bench = Bench()
+    yield bench
+    assert all(sampler.closed for sampler in bench.inference.samplers)
+    statistics = bench.decoder.statistics()
+    assert (statistics.active, statistics.waiting) == (0, 0)
 
 
 def alphabet(start: int, count: int) -> str:

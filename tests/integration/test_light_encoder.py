@@ -89,7 +89,7 @@ async def test_a_job_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> N
 async def test_a_cancelled_job_leaves_nothing(model: Path, tmp_path: Path) -> None:
     making = asyncio.create_task(make_light_encoder(tmp_path / "light", job(model, epochs=1000)))
     # One turn of the loop, and the folder of the work is there.
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # lets the task begin; no time passes
     assert len(list(tmp_path.iterdir())) == 1
     making.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -372,7 +372,7 @@ async def test_the_command_killed_and_run_again(hub: StandInHub, tmp_path: Path)
     await hub.stalled.wait()
     present = partial(tmp_path / "hub", sha256(base))
     while not present.exists() or present.stat().st_size == 0:  # noqa: ASYNC110 - what was sent has to arrive
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the child writes meanwhile
     process.kill()
     assert "Traceback" not in await said(process)
     kept = present.stat().st_size

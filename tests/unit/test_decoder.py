@@ -14,16 +14,13 @@ from ash.slices.worker.messages import (
     Refused,
     Update,
 )
-from tests.decoder_bench import CONTEXT, END, LETTERS, Bench, alphabet
+from tests.decoder_bench import CONTEXT, END, LETTERS, Bench, alphabet, tidy_bench
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    assert all(sampler.closed for sampler in bench.inference.samplers)
-    statistics = bench.decoder.statistics()
-    assert (statistics.active, statistics.waiting) == (0, 0)
+    with tidy_bench() as bench:
+        yield bench
 
 
 def test_one_generation(bench: Bench) -> None:

@@ -11,16 +11,13 @@ from ash.slices.worker.messages import (
 )
 from ash.slices.worker.sequence import SequenceRecord, TokenSequence
 from ash.slices.worker.state_files import SavedState
-from tests.decoder_bench import LETTERS, Bench, alphabet
+from tests.decoder_bench import LETTERS, Bench, alphabet, tidy_bench
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    assert all(sampler.closed for sampler in bench.inference.samplers)
-    statistics = bench.decoder.statistics()
-    assert (statistics.active, statistics.waiting) == (0, 0)
+    with tidy_bench() as bench:
+        yield bench
 
 
 def test_a_turn_computes_only_what_is_new(bench: Bench) -> None:

@@ -48,7 +48,7 @@ class ScriptedWire:
                 run_id = f"run_{prompts}"
                 if prompts == self._fail_at and self._failure == "close":
                     self._events.put_nowait(None)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # lets others run, as a real socket does; no time passes
                     return {"runId": run_id}
                 event: dict[str, Any] = {"type": "RUN_FINISHED", "outcome": {"type": "success"}}
                 if prompts == self._fail_at:
@@ -57,7 +57,7 @@ class ScriptedWire:
                         event = {"type": "RUN_FINISHED", "outcome": {"type": "cancelled"}}
                 # The end comes before the receipt, as it may on a real connection.
                 self._events.put_nowait({"runId": run_id, "seq": 10 * prompts, "event": event})
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # lets others run, as a real socket does; no time passes
                 return {"runId": run_id}
         return {}
 
